@@ -1,0 +1,367 @@
+"""Settings: what all members agreed (`swarm.toml`), what one site decided (`sites/*.toml`), what one run is
+(its policy). Read once, frozen, passed as arguments. A combination that cannot work fails here, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from swarm.encoding import ZERO_ADDRESS, Address, from_hex, sha256
+from swarm.errors import ConfigError
+from swarm.identity import Identity, address_of_peer_id, checksum, load_keystore
+
+MEMBERS_MAX = 128
+"""The contracts' arrays have this bound."""
+
+MERGE_RULES = ("mean", "sum")
+WEIGHT_RULES = ("samples", "equal")
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """One founding member, as `swarm.toml` names it."""
+
+    name: str
+    address: Address
+    operator: Address
+    endpoint: str
+    """A multiaddr that ends in `/p2p/PEERID`."""
+    validator: bool = True
+
+
+@dataclass(frozen=True)
+class SwarmConfig:
+    """`swarm.toml`: what all members agreed. Genesis is a pure function of it."""
+
+    name: str
+    chain_id: int
+    created_ms: int
+    """Unix time in milliseconds: the genesis block's timestamp."""
+    members: tuple[MemberConfig, ...]
+    view_timeout_s: float = 1.0
+    """How long the first proposer of a block has before the next one tries."""
+    block_gas_limit: int = 400_000_000
+
+    def member_named(self, name: str) -> MemberConfig:
+        """The founding member of this name; ConfigError names the ones there are."""
+        for member in self.members:
+            if member.name == name:
+                return member
+        raise ConfigError(f"no member is called {name!r}; there are {', '.join(m.name for m in self.members)}")
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """`sites/NAME.toml`: what one site decided, with every path made absolute."""
+
+    path: Path
+    name: str
+    swarm: Path
+    keystore: Path
+    password_file: Path | None
+    operator_keystore: Path | None
+    operator_password_file: Path | None
+    folder: Path
+    """Where the node keeps its ledger, votes and objects, and where its socket is."""
+    listen: str
+    """A multiaddr to listen on, `/ip4/127.0.0.1/tcp/4101`."""
+    store_max_bytes: int = 20_000_000_000
+    leads: bool = True
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket on which a training process and the command line reach the node.
+
+        A socket's path has at most 107 bytes on Linux: a deep folder gets a short name in the runtime directory.
+        """
+        plain = self.folder / "node.sock"
+        if len(os.fsencode(plain)) <= 100:
+            return plain
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+        return runtime / f"swarm-{os.getuid()}-{sha256(os.fsencode(plain)).hex()[:16]}.sock"
+
+    def identity(self) -> Identity:
+        """The node's key, unlocked."""
+        return load_keystore(self.keystore, _password(self.password_file, "SWARM_PASSWORD", self.path))
+
+    def operator(self) -> Identity:
+        """The operator's key, unlocked: a person's, for votes and consent."""
+        if self.operator_keystore is None:
+            raise ConfigError(f"{self.path}: votes are signed by the operator; name `operator_keystore` here")
+        password = _password(self.operator_password_file, "SWARM_OPERATOR_PASSWORD", self.path)
+        return load_keystore(self.operator_keystore, password)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the members of a run agree on; its digest is on the ledger and its bytes are an object."""
+
+    name: str
+    rounds: int
+    sync_interval: int
+    """Local batches between two rounds."""
+    merge: str = "mean"
+    weights: str = "samples"
+    range: float = 8.0
+    """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
+    weight_max: int = 1_000_000
+    submissions_min: int = 2
+    submit_s: float = 30.0
+    merge_s: float = 5.0
+    attest_s: float = 5.0
+    step_bits: int = 32
+    """An update's fixed point has the step 2**-step_bits."""
+
+    def encode(self) -> bytes:
+        """Canonical bytes: JSON, keys sorted, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Policy:
+        """The policy in canonical bytes.
+
+        Raises:
+            ConfigError: not a policy, or one that cannot work.
+        """
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not a policy: {error}") from error
+        policy = _policy(document, "policy")
+        if policy.encode() != data:
+            raise ConfigError("the policy is not in its canonical form")
+        return policy
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy in a TOML file with one table `[run]`."""
+    document = _read(path)
+    _only(document, {"run"}, path)
+    return _policy(_table(document, "run", path), str(path))
+
+
+def _policy(document: object, where: str) -> Policy:
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: a policy is a table of settings")
+    kinds = {field.name: field.type for field in fields(Policy)}
+    unknown = sorted(set(document) - set(kinds))
+    if unknown:
+        raise ConfigError(f"{where}: {unknown[0]!r} is no setting of a run; there are {', '.join(sorted(kinds))}")
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        kind = kinds[key]
+        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value).__name__ != kind:
+            raise ConfigError(f"{where}: {key} is a {kind}, found {value!r}")
+        values[key] = value
+    try:
+        policy = Policy(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    _check_policy(policy, where)
+    return policy
+
+
+def _check_policy(policy: Policy, where: str) -> None:
+    def need(holds: bool, key: str, wanted: str) -> None:
+        if not holds:
+            raise ConfigError(f"{where}: {key} = {getattr(policy, key)!r}, but it has to be {wanted}")
+
+    need(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", policy.name) is not None, "name", "1 to 64 plain characters")
+    need(1 <= policy.rounds <= 1_000_000, "rounds", "1 to 1000000")
+    need(1 <= policy.sync_interval <= 1_000_000_000, "sync_interval", "1 to 1000000000 batches")
+    need(policy.merge in MERGE_RULES, "merge", f"one of {', '.join(MERGE_RULES)}")
+    need(policy.weights in WEIGHT_RULES, "weights", f"one of {', '.join(WEIGHT_RULES)}")
+    need(policy.merge != "sum" or policy.weights == "equal", "weights", "'equal' where merge = 'sum'")
+    need(8 <= policy.step_bits <= 40, "step_bits", "8 to 40")
+    need(0 < policy.range < 2**40, "range", "above 0 and below 2**40")
+    need(1 <= policy.weight_max < 2**40, "weight_max", "1 to 2**40 samples")
+    need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
+    for key in ("submit_s", "merge_s", "attest_s"):
+        need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
+    weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
+    if weight_sum * policy.range * 2**policy.step_bits >= 2**63:
+        raise ConfigError(
+            f"{where}: {MEMBERS_MAX} members x weight_max x range x 2**step_bits passes 2**63, so a sum could "
+            "overflow; lower weight_max, range or step_bits"
+        )
+
+
+def load_swarm(path: Path) -> SwarmConfig:
+    """What all members agreed.
+
+    Raises:
+        ConfigError: names the file, the key, what was found and what is possible.
+    """
+    document = _read(path)
+    _only(document, {"consortium", "ledger", "members"}, path)
+    consortium = _table(document, "consortium", path)
+    ledger = document.get("ledger", {})
+    _only(consortium, {"name", "chain_id", "created_ms"}, path)
+    _only(ledger, {"view_timeout_s", "block_gas_limit"}, path)
+    entries = document.get("members")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: [[members]] names the founding members, at least one")
+    members = tuple(_member(entry, path) for entry in entries)
+    for key in ("name", "address", "operator", "endpoint"):
+        values = [getattr(member, key) for member in members]
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            shown = checksum(twice) if isinstance(twice, bytes) else twice
+            raise ConfigError(f"{path}: two members have the {key} {shown}; each has its own")
+    hot = {member.address for member in members}
+    for member in members:
+        if member.operator in hot:
+            raise ConfigError(f"{path}: {member.name}'s operator is a node's key; a person's key votes, apart from it")
+    if len(members) > MEMBERS_MAX:
+        raise ConfigError(f"{path}: {len(members)} members, at most {MEMBERS_MAX}")
+    if not any(member.validator for member in members):
+        raise ConfigError(f"{path}: no member is a validator; at least one site has to be up day and night")
+    return SwarmConfig(
+        name=_value(consortium, "name", str, path),
+        chain_id=_value(consortium, "chain_id", int, path),
+        created_ms=_value(consortium, "created_ms", int, path),
+        members=members,
+        view_timeout_s=float(_value(ledger, "view_timeout_s", (int, float), path, SwarmConfig.view_timeout_s)),
+        block_gas_limit=_value(ledger, "block_gas_limit", int, path, SwarmConfig.block_gas_limit),
+    )
+
+
+def _member(entry: object, path: Path) -> MemberConfig:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{path}: [[members]] holds tables")
+    _only(entry, {"name", "address", "operator", "endpoint", "validator"}, path)
+    name = _value(entry, "name", str, path)
+    addresses = {}
+    for key in ("address", "operator"):
+        text = _value(entry, key, str, path)
+        try:
+            addresses[key] = from_hex(text, size=20)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {name}'s {key}: {error}") from error
+        if addresses[key] == ZERO_ADDRESS:
+            raise ConfigError(f"{path}: {name}'s {key} is zero")
+    endpoint = _value(entry, "endpoint", str, path)
+    check_endpoint(endpoint, addresses["address"], f"{path}: {name}'s endpoint")
+    validator = _value(entry, "validator", bool, path, True)
+    return MemberConfig(name, addresses["address"], addresses["operator"], endpoint, validator)
+
+
+def check_endpoint(endpoint: str, address: Address, where: str) -> None:
+    """ConfigError unless the multiaddr ends in the PeerID of `address`."""
+    head, mark, peer_id = endpoint.rpartition("/p2p/")
+    if not mark or not head.startswith("/"):
+        raise ConfigError(f"{where} is {endpoint!r}; it has the form /ip4/1.2.3.4/tcp/4101/p2p/PEERID")
+    try:
+        found = address_of_peer_id(peer_id)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if found != address:
+        raise ConfigError(f"{where} has the PeerID of {checksum(found)}, but the address is {checksum(address)}")
+
+
+def load_site(path: Path) -> SiteConfig:
+    """What one site decided; relative paths start at the folder of the file.
+
+    Raises:
+        ConfigError: names the file, the key, what was found and what is possible.
+    """
+    path = path.resolve()
+    document = _read(path)
+    _only(document, {"site"}, path)
+    site = _table(document, "site", path)
+    possible = {
+        "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
+        "folder", "listen", "store_max_bytes", "leads",
+    }  # fmt: skip
+    _only(site, possible, path)
+
+    def place(key: str, default: str | None = None) -> Path:
+        return (path.parent / _value(site, key, str, path, default)).resolve()
+
+    def place_or_none(key: str) -> Path | None:
+        return place(key) if key in site else None
+
+    return SiteConfig(
+        path=path,
+        name=_value(site, "name", str, path),
+        swarm=place("swarm", "../swarm.toml"),
+        keystore=place("keystore"),
+        password_file=place_or_none("password_file"),
+        operator_keystore=place_or_none("operator_keystore"),
+        operator_password_file=place_or_none("operator_password_file"),
+        folder=place("folder"),
+        listen=_value(site, "listen", str, path),
+        store_max_bytes=_value(site, "store_max_bytes", int, path, SiteConfig.store_max_bytes),
+        leads=_value(site, "leads", bool, path, True),
+    )
+
+
+def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> MemberConfig | None:
+    """The founding member that this site is, or None if it was admitted later.
+
+    Raises:
+        ConfigError: the site's name stands in `swarm.toml` with another key.
+    """
+    for member in swarm.members:
+        if member.name == site.name and member.address != identity.address:
+            raise ConfigError(
+                f"{site.path}: the key in {site.keystore} is {checksum(identity.address)}, but {site.swarm} says that "
+                f"{site.name} is {checksum(member.address)}; name that "
+                "member's keystore, or the swarm.toml it belongs to"
+            )
+    return next((member for member in swarm.members if member.address == identity.address), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}; `swarm init DIR` writes a consortium's folder") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not a readable TOML file: {error}") from error
+
+
+def _table(document: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
+    table = document.get(key)
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: the table [{key}] is missing")
+    return table
+
+
+def _only(table: object, possible: set[str], path: Path) -> None:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: a table belongs where {table!r} stands")
+    unknown = sorted(set(table) - possible)
+    if unknown:
+        raise ConfigError(f"{path}: {unknown[0]!r} is no setting here; there are {', '.join(sorted(possible))}")
+
+
+def _value(table: Mapping[str, Any], key: str, kind: Any, path: Path, default: Any = None) -> Any:
+    value = table.get(key, default)
+    if value is None:
+        raise ConfigError(f"{path}: {key!r} is missing")
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wanted = getattr(kind, "__name__", "number")
+        raise ConfigError(f"{path}: {key} = {value!r}, but a {wanted} belongs there")
+    return value
+
+
+def _password(file: Path | None, variable: str, site: Path) -> str:
+    if file is not None:
+        try:
+            return file.read_text().rstrip("\n")
+        except OSError as error:
+            raise ConfigError(f"{site}: the password file {file} cannot be read: {error}") from error
+    password = os.environ.get(variable)
+    if password is None:
+        raise ConfigError(f"{site}: the key's password is neither in a `password_file` nor in {variable}")
+    return password

@@ -1,0 +1,120 @@
+"""Who an institution is: one secp256k1 key is its ledger account and its libp2p identity.
+
+Keys rest in Ethereum keystore v3 files. A PeerID of a secp256k1 key is the identity multihash of the
+key itself (libp2p peer-ids specification), so the address follows from the PeerID.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import base58
+from eth_account import Account
+from eth_keys import keys
+from eth_keys.exceptions import BadSignature, ValidationError
+from eth_utils import to_checksum_address
+
+from swarm.encoding import Address, Digest
+from swarm.errors import ConfigError
+
+# Multihash code "identity", 37 bytes; protobuf PublicKey{type: Secp256k1 (2), data: 33 bytes}.
+_PEER_ID_PREFIX = bytes([0x00, 0x25, 0x08, 0x02, 0x12, 0x21])
+SIGNATURE_BYTES = 65
+
+
+class Identity:
+    """A private key and what follows from it. It signs 32-byte digests and never prints itself."""
+
+    def __init__(self, secret: bytes) -> None:
+        try:
+            self._key = keys.PrivateKey(secret)
+        except (ValidationError, ValueError) as error:
+            raise ValueError("a secp256k1 private key has 32 bytes below the group order") from error
+        self.secret = secret
+        self.address: Address = self._key.public_key.to_canonical_address()
+        self.public_key: bytes = self._key.public_key.to_compressed_bytes()
+        """33 bytes, compressed."""
+
+    @classmethod
+    def generate(cls) -> Identity:
+        """A new key from the operating system's randomness."""
+        return cls(os.urandom(32))
+
+    @property
+    def peer_id(self) -> str:
+        """The libp2p PeerID, base58 (`16Uiu2…`)."""
+        return peer_id_of(self.public_key)
+
+    def sign(self, digest: Digest) -> bytes:
+        """65 bytes r ‖ s ‖ v (v is 0 or 1), deterministic (RFC 6979), low s."""
+        return bytes(self._key.sign_msg_hash(digest).to_bytes())
+
+    def __repr__(self) -> str:
+        return f"Identity({checksum(self.address)})"
+
+
+def recover(digest: Digest, signature: bytes) -> Address:
+    """The address whose key signed `digest`.
+
+    Raises:
+        ValueError: not a signature.
+    """
+    if len(signature) != SIGNATURE_BYTES:
+        raise ValueError(f"a signature has {SIGNATURE_BYTES} bytes, found {len(signature)}")
+    try:
+        key = keys.Signature(signature).recover_public_key_from_msg_hash(digest)
+    except (BadSignature, ValidationError, ValueError) as error:
+        raise ValueError(f"not a signature of this digest: {error}") from error
+    return bytes(key.to_canonical_address())
+
+
+def peer_id_of(public_key: bytes) -> str:
+    """The PeerID of a compressed secp256k1 public key (33 bytes)."""
+    return base58.b58encode(_PEER_ID_PREFIX + public_key).decode()
+
+
+def address_of_peer_id(peer_id: str) -> Address:
+    """The ledger address of the key inside a PeerID; ValueError if it holds no secp256k1 key."""
+    raw = base58.b58decode(peer_id)
+    if not raw.startswith(_PEER_ID_PREFIX) or len(raw) != len(_PEER_ID_PREFIX) + 33:
+        raise ValueError(f"PeerID {peer_id} holds no secp256k1 key")
+    return bytes(keys.PublicKey.from_compressed_bytes(raw[len(_PEER_ID_PREFIX) :]).to_canonical_address())
+
+
+def checksum(address: Address) -> str:
+    """`0x…` in mixed case (EIP-55)."""
+    return str(to_checksum_address(address))
+
+
+def save_keystore(identity: Identity, path: Path, password: str) -> None:
+    """Write an Ethereum keystore v3 file (scrypt, AES-128-CTR), readable by its owner only."""
+    document = Account.encrypt(identity.secret, password)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(document, file, indent=1)
+
+
+def load_keystore(path: Path, password: str) -> Identity:
+    """The identity in a keystore v3 file.
+
+    Raises:
+        ConfigError: no such file, not a keystore, or the wrong password; names the file and the way out.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no key at {path}: the site's settings name it under `keystore`; `swarm init` makes keys"
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not a readable keystore file: {error}") from error
+    try:
+        return Identity(bytes(Account.decrypt(document, password)))
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{path} does not open with this password; it is read from the site's `password_file` or from the "
+            f"environment variable SWARM_PASSWORD ({error})"
+        ) from error
