@@ -285,7 +285,8 @@ def load_site(path: Path) -> SiteConfig:
     _only(site, possible, path)
 
     def place(key: str, default: str | None = None) -> Path:
-        return (path.parent / _value(site, key, str, path, default)).resolve()
+        relative: str = _value(site, key, str, path, default)
+        return (path.parent / relative).resolve()
 
     def place_or_none(key: str) -> Path | None:
         return place(key) if key in site else None

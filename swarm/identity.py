@@ -72,7 +72,7 @@ def recover(digest: Digest, signature: bytes) -> Address:
 
 def peer_id_of(public_key: bytes) -> str:
     """The PeerID of a compressed secp256k1 public key (33 bytes)."""
-    return base58.b58encode(_PEER_ID_PREFIX + public_key).decode()
+    return str(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
 
 
 def address_of_peer_id(peer_id: str) -> Address:
