@@ -1,0 +1,495 @@
+"""The store keeps whole, sound objects within its bound, whatever the disk, a crash or a stranger does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from swarm.encoding import Digest
+from swarm.errors import StorageError, UnavailableError
+from swarm.merkle import CHUNK_BYTES, chunks_of, digest_of, leaf
+from swarm.store import DAMAGED_KEPT, Partial, Store
+
+MIB = CHUNK_BYTES
+
+
+def make(folder: Path, max_bytes: int = 64 * MIB) -> Store:
+    return Store(folder / "store", max_bytes, durable=False)
+
+
+def some(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def leaves_of(data: bytes) -> list[Digest]:
+    return [leaf(chunk) for chunk in chunks_of(data)]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def spoil(path: Path, at: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 17])
+def test_what_was_put_comes_back_after_a_restart(tmp_path: Path, size: int) -> None:
+    data = some(size, size)
+    digest = make(tmp_path).put(data)
+    store = make(tmp_path)
+    assert digest == digest_of(data)
+    assert store.path(digest).read_bytes() == data
+    assert store.size(digest) == size
+    assert list(store.leaves(digest)) == leaves_of(data)
+    assert store.used_bytes == size
+
+
+def test_every_range_reads_as_the_bytes_do(tmp_path: Path) -> None:
+    data = some(1, 3 * MIB + 100)
+    digest = make(tmp_path).put(data)
+    source = random.Random(2)
+    for _ in range(50):
+        store = make(tmp_path)
+        start = source.randrange(len(data))
+        length = source.randrange(min(2 * MIB, len(data) - start) + 1)
+        assert store.read(digest, start, length) == data[start : start + length]
+    for start, length in [(-1, 1), (0, len(data) + 1), (len(data), 1), (5, -1)]:
+        with pytest.raises(ValueError, match="of an object of"):
+            store.read(digest, start, length)
+
+
+@pytest.mark.parametrize("move", [False, True])
+def test_a_file_becomes_the_object_that_its_bytes_are(tmp_path: Path, move: bool) -> None:
+    data = some(3, 2 * MIB + 5)
+    source = tmp_path / "update"
+    source.write_bytes(data)
+    store = make(tmp_path)
+    digest = store.put_file(source, move=move)
+    assert digest == digest_of(data)
+    assert store.read(digest, 0, len(data)) == data
+    assert source.exists() is not move
+    assert files(store.folder / "tmp") == []
+
+
+def test_a_scratch_file_is_moved_in_and_a_forgotten_one_is_swept(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    kept, forgotten = store.scratch(), store.scratch()
+    kept.write_bytes(b"merged")
+    forgotten.write_bytes(b"half of a merge")
+    digest = store.put_file(kept, move=True)
+    assert make(tmp_path).read(digest, 0, 6) == b"merged"
+    assert files(store.folder / "tmp") == []
+
+
+def test_an_absent_object_is_unavailable(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    for ask in (store.size, store.leaves, store.path, store.verify):
+        with pytest.raises(UnavailableError, match="is not in"):
+            ask(bytes(32))
+    with pytest.raises(UnavailableError, match="is not in"):
+        store.read(bytes(32), 0, 1)
+    assert not store.has(bytes(32))
+
+
+# Damage.
+
+
+def test_a_damaged_chunk_is_met_at_its_first_read_and_never_served(tmp_path: Path) -> None:
+    data = some(4, 3 * MIB)
+    digest = make(tmp_path).put(data)
+    store = make(tmp_path)
+    spoil(store._place(digest), 2 * MIB + 7)
+    assert store.read(digest, 0, MIB) == data[:MIB], "a sound chunk is served, whatever the others are"
+    with pytest.raises(UnavailableError, match="set aside"):
+        store.read(digest, 2 * MIB, 10)
+    assert not store.has(digest)
+    assert files(store.folder) == ["damaged/" + digest.hex()]
+
+
+def test_a_damaged_object_can_be_put_again(tmp_path: Path) -> None:
+    data = some(5, MIB + 3)
+    digest = make(tmp_path).put(data)
+    store = make(tmp_path)
+    spoil(store._place(digest), 0)
+    assert store.put(data) == digest, "putting meets the damage and writes the bytes anew"
+    assert store.read(digest, 0, len(data)) == data
+
+
+@pytest.mark.parametrize("length", [0, MIB, 2 * MIB - 1, 2 * MIB + 1])
+def test_a_file_of_another_length_is_damaged(tmp_path: Path, length: int) -> None:
+    digest = make(tmp_path).put(some(6, 2 * MIB))
+    place = make(tmp_path)._place(digest)
+    os.truncate(place, length)
+    store = make(tmp_path)
+    with pytest.raises(UnavailableError):
+        store.path(digest)
+    assert not store.has(digest)
+    assert store.used_bytes == 0
+
+
+def test_damage_done_while_the_process_runs_is_met(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    digest = store.put(some(7, MIB))
+    store.path(digest)
+    spoil(store._place(digest), 99)
+    os.utime(store._place(digest), ns=(1, 1))
+    with pytest.raises(UnavailableError):
+        store.read(digest, 0, 1)
+
+
+@pytest.mark.parametrize("how", ["lost", "torn", "another's"])
+def test_lost_leaves_are_made_again_from_the_bytes(tmp_path: Path, how: str) -> None:
+    data = some(8, 2 * MIB)
+    store = make(tmp_path)
+    digest, other = store.put(data), store.put(b"other")
+    place = store._place(digest)
+    beside = place.with_name(place.name + ".leaves")
+    if how == "lost":
+        beside.unlink()
+    elif how == "torn":
+        os.truncate(beside, 30)
+    else:
+        other_place = store._place(other)
+        beside.write_bytes(other_place.with_name(other_place.name + ".leaves").read_bytes())
+    again = make(tmp_path)
+    assert list(again.leaves(digest)) == leaves_of(data)
+    assert again.path(digest).read_bytes() == data
+    assert len(beside.read_bytes()) == 8 + 32 * 2
+
+
+def test_only_the_last_damaged_files_are_kept(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    for seed in range(DAMAGED_KEPT + 3):
+        digest = store.put(some(seed, 100))
+        spoil(store._place(digest), 50)
+        os.utime(store._place(digest), ns=(1, 1))
+        assert not store.verify(digest)
+    assert len(files(store.folder / "damaged")) == DAMAGED_KEPT
+
+
+# The bound.
+
+
+def put_aged(store: Store, data: bytes, age: int) -> Digest:
+    digest = store.put(data)
+    store._ages[digest] = age
+    return digest
+
+
+def test_the_oldest_unpinned_object_goes_first(tmp_path: Path) -> None:
+    store = make(tmp_path, 4 * MIB)
+    first, second, third = (put_aged(store, some(seed, MIB), age=seed) for seed in (1, 2, 3))
+    store.pin(first, "run 1: base")
+    newest = store.put(some(9, 2 * MIB))
+    assert store.digests() == {first, third, newest}
+    assert not store._place(second).exists()
+    assert store.used_bytes == 4 * MIB
+
+
+def test_an_object_put_again_counts_as_new(tmp_path: Path) -> None:
+    store = make(tmp_path, 2 * MIB)
+    first, second = put_aged(store, some(1, MIB), 1), put_aged(store, some(2, MIB), 2)
+    store.put(some(1, MIB))
+    store.put(some(3, MIB))
+    assert store.has(first)
+    assert not store.has(second)
+
+
+def test_what_is_pinned_is_never_evicted_and_the_error_says_the_way_out(tmp_path: Path) -> None:
+    store = make(tmp_path, 2 * MIB)
+    digest = store.put(some(1, MIB))
+    store.pin(digest, "run 1")
+    assert store.free_bytes == MIB
+    with pytest.raises(StorageError, match=r"no room for 1048577 bytes.*store_max_bytes"):
+        store.put(some(2, MIB + 1))
+    assert store.has(digest)
+    store.unpin("run 1")
+    store.put(some(2, MIB + 1))
+    assert not store.has(digest)
+
+
+def test_pins_survive_a_restart_and_may_come_before_the_object(tmp_path: Path) -> None:
+    data = some(1, MIB)
+    first = make(tmp_path)
+    first.pin(digest_of(data), "round 3")
+    first.pin(bytes(32), "round 4")
+    first.pin_only([digest_of(data)], "round 5")
+    store = make(tmp_path, 2 * MIB)
+    assert store.pinned() == {
+        "round 3": {digest_of(data)},
+        "round 4": {bytes(32)},
+        "round 5": {digest_of(data)},
+    }
+    store.put(data)
+    store.unpin("round 3")
+    with pytest.raises(StorageError):
+        store.put(some(2, 2 * MIB))
+    store.pin_only([], "round 5")
+    store.put(some(2, 2 * MIB))
+    assert make(tmp_path).pinned() == {"round 4": {bytes(32)}}
+
+
+def test_a_damaged_record_of_pins_is_named(tmp_path: Path) -> None:
+    make(tmp_path).pin(bytes(32), "x")
+    path = tmp_path / "store" / "pins.json"
+    for text in ("{", "[]", '{"x": 3}', '{"x": ["zz"]}'):
+        path.write_text(text)
+        with pytest.raises(StorageError, match=r"pins\.json is damaged"):
+            make(tmp_path)
+
+
+# Arriving.
+
+
+def receive(store: Store, data: bytes) -> Partial:
+    return store.receive(digest_of(data), len(data), leaves_of(data))
+
+
+def test_chunks_in_any_order_make_the_object(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, 5 * MIB + 1)
+    partial = receive(store, data)
+    chunks = list(enumerate(chunks_of(data)))
+    random.Random(3).shuffle(chunks)
+    for index, chunk in chunks:
+        assert not store.has(partial.digest)
+        assert index in partial.missing()
+        partial.write(index, chunk)
+    assert partial.finish().read_bytes() == data
+    assert partial.finish() == store.path(partial.digest)
+    assert files(store.folder / "tmp") == []
+    assert store.used_bytes == len(data)
+
+
+def test_an_empty_object_arrives_with_no_chunk(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    assert receive(store, b"").finish().read_bytes() == b""
+
+
+def test_a_wrong_chunk_changes_nothing(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, 2 * MIB + 9)
+    partial = receive(store, data)
+    chunks = list(chunks_of(data))
+    wrong: list[tuple[int, bytes | memoryview]] = [
+        (0, chunks[1]),
+        (2, chunks[0]),
+        (1, chunks[1][:-1]),
+        (3, chunks[0]),
+        (-1, chunks[2]),
+        (0, b""),
+    ]
+    for index, chunk in wrong:
+        with pytest.raises(ValueError, match="chunk"):
+            partial.write(index, chunk)
+    assert partial.missing() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"3 chunks .* are missing"):
+        partial.finish()
+
+
+def test_arrival_goes_on_after_a_crash_with_what_is_truly_there(tmp_path: Path) -> None:
+    data = some(1, 4 * MIB)
+    chunks = list(chunks_of(data))
+    before = receive(make(tmp_path), data)
+    for index in (0, 2, 3):
+        before.write(index, chunks[index])
+    # The record says that chunk 3 came, but the disk lost its bytes with the power.
+    spoil(before._part, 3 * MIB)
+    store = make(tmp_path)
+    assert store.used_bytes == len(data)
+    after = receive(store, data)
+    assert after.missing() == [1, 3]
+    for index in after.missing():
+        after.write(index, chunks[index])
+    assert after.finish().read_bytes() == data
+
+
+def test_the_same_arrival_is_shared_and_can_pause(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, 2 * MIB)
+    chunks = list(chunks_of(data))
+    partial = receive(store, data)
+    assert receive(store, data) is partial
+    partial.write(0, chunks[0])
+    partial.close()
+    with pytest.raises(UnavailableError):
+        partial.write(1, chunks[1])
+    again = receive(store, data)
+    assert again.missing() == [1]
+    again.write(1, chunks[1])
+    again.finish()
+    assert receive(store, data).missing() == []
+    assert receive(store, data).finish().read_bytes() == data
+
+
+def test_leaves_of_another_object_are_refused(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data, other = some(1, 2 * MIB), some(2, 2 * MIB)
+    for size, leaves in [
+        (len(data), leaves_of(other)),
+        (len(data) - 1, leaves_of(data)),
+        (len(data), leaves_of(data)[::-1]),
+        (len(data), leaves_of(data)[:1]),
+        (-1, []),
+        (1 << 70, []),
+    ]:
+        with pytest.raises(ValueError):
+            store.receive(digest_of(data), size, leaves)
+    assert files(store.folder) == []
+
+
+def test_a_stranger_cannot_fill_the_store(tmp_path: Path) -> None:
+    store = make(tmp_path, 4 * MIB)
+    mine = store.put(some(0, MIB))
+    store.pin(mine, "mine")
+    with pytest.raises(StorageError, match="no room for 5242880 bytes"):
+        receive(store, some(1, 5 * MIB))
+    with pytest.raises(StorageError, match=f"no room for {1 << 60} bytes"):
+        store.receive(bytes(32), 1 << 60, [])
+    receive(store, some(2, 2 * MIB))
+    with pytest.raises(StorageError, match="no room"):
+        receive(store, some(3, 2 * MIB))
+    assert store.has(mine)
+
+
+def test_an_abandoned_arrival_makes_room(tmp_path: Path) -> None:
+    store = make(tmp_path, 3 * MIB)
+    receive(store, some(1, 2 * MIB)).close()
+    store.put(some(2, 2 * MIB))
+    assert store.used_bytes == 2 * MIB
+    assert files(store.folder / "tmp") == []
+
+
+def test_a_removed_arrival_says_so(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, MIB)
+    partial = receive(store, data)
+    store.remove(partial.digest)
+    with pytest.raises(UnavailableError, match="no longer arrives"):
+        partial.write(0, data)
+    with pytest.raises(UnavailableError, match="no longer arrives"):
+        partial.finish()
+
+
+# Crashes and the disk.
+
+
+def test_a_crash_between_leaves_and_bytes_leaves_no_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make(tmp_path)
+    real = os.replace
+    done: list[object] = []
+
+    def crash(source: Path, target: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        store.put(b"data")
+    monkeypatch.undo()
+    again = make(tmp_path)
+    assert again.digests() == frozenset()
+    assert files(again.folder) == []
+    again.put(b"data")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full; free space"), (errno.EROFS, "read-only"), (errno.EIO, "replace it")],
+)
+def test_what_the_disk_says_becomes_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    store = make(tmp_path)
+    partial = receive(store, some(1, MIB))
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "write", refuse)
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(StorageError, match=rf"{tmp_path}.*{words}"):
+        store.put(b"data")
+    with pytest.raises(StorageError, match=words):
+        partial.write(0, some(1, MIB))
+    with pytest.raises(StorageError, match=words):
+        store.pin(bytes(32), "why")
+    monkeypatch.undo()
+    assert store.used_bytes == MIB
+    store.put(b"data")
+    partial.write(0, some(1, MIB))
+    partial.finish()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file in the way")
+    with pytest.raises(StorageError, match=str(tmp_path / "store")):
+        make(tmp_path)
+
+
+def test_a_missing_source_file_is_named(tmp_path: Path) -> None:
+    for move in (False, True):
+        with pytest.raises(StorageError, match="nothing-here"):
+            make(tmp_path).put_file(tmp_path / "nothing-here", move=move)
+
+
+def test_threads_that_put_the_same_object_agree(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, 2 * MIB + 1)
+    partial = receive(store, data)
+    found: list[Digest] = []
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            if number % 2:
+                found.append(store.put(data))
+            else:
+                for index, chunk in enumerate(chunks_of(data)):
+                    partial.write(index, chunk)
+                partial.finish()
+                found.append(partial.digest)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert set(found) == {digest_of(data)}
+    assert store.read(digest_of(data), 0, len(data)) == data
+    assert store.used_bytes == len(data)
+    assert files(store.folder / "tmp") == []
+
+
+def test_durable_puts_reach_the_disk_before_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "store", MIB)
+    order: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        order.append("sync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name[-7:])
+        real_sync(descriptor)
+
+    def replace(source: Path, target: Path) -> None:
+        order.append("name " + Path(target).name[-7:])
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    name = store.put(b"data").hex()
+    assert order == ["sync scratch", "name .leaves", f"name {name[-7:]}", f"sync {name[:2]}", "sync objects"]
