@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypeAlias
 
 from swarm.encoding import Address, Digest
 
@@ -82,3 +83,193 @@ class Update:
     digest: Digest
     weight: int
     metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Have:
+    """What this node has that a round may need."""
+
+    objects: frozenset[Digest] = frozenset()
+    """Objects in the store, of those that the state names."""
+    update: Update | None = None
+    """What training produced for the current round."""
+    merged: Digest | None = None
+    """This node's own merge of the round's base and unstruck submissions."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Pull an object; the sources are asked in this order."""
+
+    digest: Digest
+    sources: tuple[Address, ...]
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Give other members custody of the update, then put its digest on the ledger."""
+
+    run: int
+    round: int
+    update: Update
+    custodians: tuple[Address, ...]
+    """Who may hold a copy."""
+    custodians_min: int
+    """How many have to before the ledger hears of it: one more than may be faulty."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge the base and these submissions, and keep the result."""
+
+    run: int
+    round: int
+    base: Digest
+    submissions: tuple[Submission, ...]
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Say on the ledger what the merge gave: the leader's."""
+
+    run: int
+    round: int
+    view: int
+    checkpoint: Digest
+
+
+@dataclass(frozen=True)
+class Attest:
+    """Say on the ledger that this node merged too and found the published digest."""
+
+    run: int
+    round: int
+    view: int
+    checkpoint: Digest
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Say on the ledger that this node merged too and found something else."""
+
+    run: int
+    round: int
+    view: int
+    leader: Address
+    published: Digest
+    found: Digest
+
+
+@dataclass(frozen=True)
+class ReportMissing:
+    """Say on the ledger that a submission's bytes never came."""
+
+    run: int
+    round: int
+    member: Address
+
+
+@dataclass(frozen=True)
+class Advance:
+    """A deadline passed: ask the contract to go on."""
+
+    run: int
+    round: int
+    view: int
+    phase: Phase
+
+
+Duty: TypeAlias = Fetch | Submit | Merge | Publish | Attest | Refuse | ReportMissing | Advance
+
+ADVANCE_STAGGER_S = 0.4
+"""One member calls `advance`; the next one only if this much later the deadline still stands."""
+
+
+def fault_max(members: int) -> int:
+    """How many of `members` may be faulty while the others agree: below a third."""
+    return (members - 1) // 3
+
+
+def duties(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float) -> frozenset[Duty]:
+    """What `me` owes now.
+
+    Args:
+        state: the run's current round by the ledger.
+        have: what this node has of it.
+        now_s: Unix seconds by this node's clock.
+        merge_s: the policy's time for a leader; bytes that are absent for half of it are reported missing.
+    """
+    if state.state is not RunState.OPEN:
+        return frozenset()
+    owed: set[Duty] = set()
+    holders = tuple(s.member for s in state.submissions if s.member != me)
+    others = holders + tuple(m for m in state.expected if m != me and m not in holders)
+    if state.base not in have.objects:
+        owed.add(Fetch(state.base, others))
+    absent = [s for s in state.merged if s.digest not in have.objects]
+    for submission in absent:
+        owed.add(Fetch(submission.digest, (submission.member, *(m for m in others if m != submission.member))))
+    submitters = {s.member for s in state.merged}
+
+    if state.phase is Phase.SUBMIT:
+        update = have.update
+        if update is not None and update.round == state.round and me not in {s.member for s in state.submissions}:
+            count = min(len(others), fault_max(len(others) + 1) + 1)
+            owed.add(Submit(state.run, state.round, update, others, count))
+    elif have.merged is None:
+        if not absent and state.base in have.objects:
+            owed.add(Merge(state.run, state.round, state.base, state.merged))
+        elif state.phase is Phase.MERGE and me in submitters and now_s >= state.deadline_s - merge_s / 2:
+            reported = {member for reporter, member in state.missing if reporter == me}
+            owed.update(
+                ReportMissing(state.run, state.round, s.member)
+                for s in absent
+                if s.member != me and s.member not in reported
+            )
+    elif state.phase is Phase.MERGE:
+        if state.leader == me:
+            owed.add(Publish(state.run, state.round, state.view, have.merged))
+    elif state.published is not None and me in submitters and me not in state.attested | state.refused:
+        owed.add(_verdict(state, state.published, have.merged))
+
+    if state.deadline_s and now_s >= advance_due_s(state, me):
+        owed.add(Advance(state.run, state.round, state.view, state.phase))
+    return frozenset(owed)
+
+
+def _verdict(state: RoundState, published: Digest, found: Digest) -> Attest | Refuse:
+    if published == found:
+        return Attest(state.run, state.round, state.view, published)
+    return Refuse(state.run, state.round, state.view, state.leader, published, found)
+
+
+def advance_due_s(state: RoundState, me: Address) -> float:
+    """When `me` calls `advance`: members take turns, so that one transaction does it and any one may be off."""
+    order = sorted(set(state.expected) | {s.member for s in state.submissions})
+    if me not in order:
+        return state.deadline_s + ADVANCE_STAGGER_S * len(order)
+    turn = (order.index(me) - state.round - state.view) % len(order)
+    if len(order) > 1 and me == state.leader:
+        turn = len(order)  # whose time ran out is asked last
+    return state.deadline_s + ADVANCE_STAGGER_S * turn
+
+
+def next_change_s(state: RoundState, me: Address, now_s: float, *, merge_s: float) -> float | None:
+    """When to ask `duties` again although nothing arrived; None where only an arrival can change them."""
+    if state.state is not RunState.OPEN or not state.deadline_s:
+        return None
+    times = [state.deadline_s - merge_s / 2, advance_due_s(state, me)]
+    return min((time for time in times if time > now_s), default=None)
+
+
+def leader_of(seed: Digest, view: int, submissions: tuple[Submission, ...], leads: frozenset[Address]) -> Address:
+    """The leader of a view, as the contract elects it: an auditor and a simulator derive it again.
+
+    Args:
+        seed: the round's seed.
+        submissions: in the order in which the members joined.
+        leads: members that did not opt out and are not suspended.
+    """
+    unstruck = [s.member for s in submissions if not s.struck]
+    eligible = [member for member in unstruck if member in leads] or unstruck
+    return eligible[(int.from_bytes(seed, "big") + view) % len(eligible)]

@@ -1,0 +1,324 @@
+"""The node's part in the ledger: it performs what consensus wants, spreads transactions and blocks, and catches up.
+
+The rules are in `swarm.consensus` (which votes) and `swarm.ledger` (which blocks); here are the timers and messages.
+Validators vote; everyone else follows: they get each decided block with its certificate and verify it themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from swarm.consensus import Broadcast, Certificate, Consensus, Decide, Effect, Help, Save
+from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
+from swarm.errors import PeerError, RejectedError, StorageError, UnavailableError
+from swarm.identity import Identity, recover
+from swarm.ledger.ledger import Ledger
+from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
+
+logger = logging.getLogger(__name__)
+
+CONSENSUS = "/swarm/consensus/1"
+TRANSACTIONS = "/swarm/transactions/1"
+DECIDED = "/swarm/decided/1"
+HEAD = "/swarm/head/1"
+BLOCKS = "/swarm/blocks/1"
+
+BATCH_S = 0.01
+"""A proposer waits this long after the first transaction, so that those sent together share a block."""
+HEAD_EVERY_S = 2.0
+"""How often a node tells the others its height, and sends again transactions that no block took."""
+SYNC_TIMEOUT_S = 30.0
+SYNC_BYTES = 4 << 20
+
+
+class Keys:
+    """Signs and recovers with secp256k1: the authenticator of real validators."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.me = identity.address
+        self._identity = identity
+
+    def sign(self, digest: Digest) -> bytes:
+        """65 bytes r ‖ s ‖ v."""
+        return self._identity.sign(digest)
+
+    def recover(self, digest: Digest, signature: bytes) -> Address:
+        """Who signed; ValueError if nobody did."""
+        return recover(digest, signature)
+
+
+class Agreement:
+    """Keeps one ledger in step with the other members'."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        ledger: Ledger,
+        transport: Transport,
+        clock: Callable[[], float],
+        view_timeout_s: float,
+        on_block: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.ledger = ledger
+        self._me = identity.address
+        self._authenticator = Keys(identity)
+        self._transport = transport
+        self._clock = clock
+        self._view_timeout_s = view_timeout_s
+        self._on_block = on_block
+        self._on_failure = on_failure
+        self._consensus: Consensus | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._batch: asyncio.TimerHandle | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._sync: asyncio.Task[None] | None = None
+        self._heights: dict[Address, int] = {}
+        self._closed = False
+
+    # --- life
+
+    def start(self) -> None:
+        """Serve the ledger's protocols; call before the transport starts."""
+        for protocol, handler in (
+            (CONSENSUS, self._receive_consensus),
+            (TRANSACTIONS, self._receive_transactions),
+            (DECIDED, self._receive_decided),
+            (HEAD, self._receive_head),
+            (BLOCKS, self._serve_blocks),
+        ):
+            self._transport.serve(protocol, self._answering(handler))
+
+    def run(self) -> None:
+        """Begin to vote and to follow; call when the transport runs."""
+        self._enter_height()
+        self._beat_now()
+
+    async def close(self) -> None:
+        """Stop every timer and task."""
+        self._closed = True
+        for handle in (self._timer, self._batch, self._beat):
+            if handle is not None:
+                handle.cancel()
+        if self._sync is not None:
+            self._sync.cancel()
+            await asyncio.gather(self._sync, return_exceptions=True)
+
+    @property
+    def height_seen(self) -> int:
+        """The greatest height that any member claims."""
+        return max([self.ledger.head.number, *self._heights.values()])
+
+    def _answering(self, handler: Handler) -> Handler:
+        """A member's fault drops its message; this node's own (a full disk) is the node's to handle."""
+
+        async def answer(member: Address, payload: bytes) -> bytes:
+            if self._closed:
+                raise UnavailableError("this node is stopping")
+            try:
+                return await handler(member, payload)
+            except (StorageError, AssertionError) as error:
+                self._on_failure(error)
+                raise UnavailableError("this node had to stop") from error
+
+        return answer
+
+    # --- transactions
+
+    def add_transaction(self, raw: bytes) -> Digest:
+        """Take a transaction from this site and send it to the validators; RejectedError says why not."""
+        digest = self.ledger.add_transaction(raw)
+        self._spread([raw])
+        self._wake_soon()
+        return digest
+
+    def _spread(self, raws: Sequence[bytes]) -> None:
+        message = pack(list(raws))
+        for member in self.ledger.validators():
+            if member != self._me:
+                self._transport.send(member, TRANSACTIONS, message)
+
+    async def _receive_transactions(self, member: Address, payload: bytes) -> bytes:
+        for raw in list_of(unpack(payload, max_bytes=MESSAGE_MAX_BYTES), size_max=4096):
+            try:
+                self.ledger.add_transaction(data_of(raw))
+            except RejectedError as error:
+                logger.debug("transaction from %s not taken: %s", short(member), error)
+        self._wake_soon()
+        return b""
+
+    def _wake_soon(self) -> None:
+        if self._consensus is not None and self._batch is None and self.ledger.pending():
+            self._batch = asyncio.get_running_loop().call_later(BATCH_S, self._guarded(self._wake))
+
+    def _wake(self) -> None:
+        self._batch = None
+        if self._consensus is not None and self.ledger.pending():
+            self._perform(self._consensus.wake(self._now()))
+
+    # --- consensus
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _enter_height(self) -> None:
+        """Take part in the decision of the next height, if this node is one of its validators."""
+        height, proposers = self.ledger.head.number + 1, self.ledger.proposers()
+        if self._me not in proposers:
+            if self._consensus is not None:
+                logger.info("height %d: this node does not vote", height)
+            self._consensus = None
+        elif self._consensus is None:
+            self._consensus = Consensus(
+                chain_id=self.ledger.chain_id,
+                height=height,
+                proposers=proposers,
+                authenticator=self._authenticator,
+                build=lambda: self.ledger.build(self._now_ms()),
+                judge=lambda payload: self.ledger.judge(payload, self._now_ms()),
+                digest_of=self.ledger.digest_of,
+                timeout_s=self._view_timeout_s,
+                saved=self.ledger.saved_vote(height),
+                now_s=self._now(),
+            )
+            self._perform(self._consensus.resume(self._now()))
+        else:
+            self._perform(self._consensus.advance(height, proposers, self._now()))
+        self._wake_soon()
+
+    async def _receive_consensus(self, member: Address, payload: bytes) -> bytes:
+        if self._consensus is not None:
+            self._perform(self._consensus.receive(payload, self._now()))
+            if self._consensus.height_seen > self.ledger.head.number + 1:
+                self._heights[member] = max(self._heights.get(member, 0), self._consensus.height_seen - 1)
+                self._sync_soon()
+        return b""
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        consensus = self._consensus
+        for effect in effects:
+            match effect:
+                case Save(record=record):
+                    assert consensus is not None
+                    self.ledger.save_vote(consensus.height, record)
+                case Broadcast(message=message):
+                    for member in self.ledger.validators():
+                        if member != self._me:
+                            self._transport.send(member, CONSENSUS, message)
+                case Decide(payload=payload, certificate=certificate):
+                    self._append(payload, certificate)
+                case Help(member=member, height=height):
+                    self._help(member, height)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._consensus is not None and self._consensus.deadline_s is not None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(self._consensus.deadline_s, self._guarded(self._tick))
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._consensus is not None:
+            self._perform(self._consensus.tick(self._now()))
+
+    def _guarded(self, call: Callable[[], None]) -> Callable[[], None]:
+        """A timer's exception is the node's to handle: a full disk stops it, nothing is swallowed."""
+
+        def run() -> None:
+            try:
+                call()
+            except (StorageError, AssertionError) as error:
+                self._on_failure(error)
+
+        return run
+
+    # --- blocks
+
+    def _append(self, payload: bytes, certificate: Certificate) -> None:
+        head = self.ledger.append(payload, certificate)
+        validators = set(self.ledger.validators())
+        if head.coinbase == self._me or (self._me in validators and head.coinbase not in validators):
+            message = pack([payload, certificate.encode()])
+            for member in self._transport.connected() - validators:
+                self._transport.send(member, DECIDED, message)
+        self._on_block()
+        self._enter_height()
+
+    def _help(self, member: Address, height: int) -> None:
+        """A laggard still votes on a height that is decided: show it the decision."""
+        if height <= self.ledger.head.number:
+            for payload, certificate in self.ledger.blocks_from(height, 1):
+                self._transport.send(member, DECIDED, pack([payload, certificate]))
+
+    async def _receive_decided(self, member: Address, payload: bytes) -> bytes:
+        block, certificate = list_of(unpack(payload, max_bytes=MESSAGE_MAX_BYTES), size=2)
+        number_ = self.ledger.number_of(data_of(block))
+        if number_ == self.ledger.head.number + 1:
+            self._append(data_of(block), Certificate.decode(data_of(certificate)))
+        elif number_ > self.ledger.head.number:
+            self._heights[member] = max(self._heights.get(member, 0), number_)
+            self._sync_soon()
+        return b""
+
+    async def _receive_head(self, member: Address, payload: bytes) -> bytes:
+        self._heights[member] = number(unpack(payload, max_bytes=64))
+        if self._heights[member] > self.ledger.head.number:
+            self._sync_soon()
+        return b""
+
+    def _beat_now(self) -> None:
+        self._transport.broadcast(HEAD, pack(self.ledger.head.number))
+        pending = self.ledger.pending_transactions()
+        if pending:
+            self._spread(pending[:256])
+            self._wake_soon()
+        self._beat = asyncio.get_running_loop().call_later(HEAD_EVERY_S, self._guarded(self._beat_now))
+
+    async def _serve_blocks(self, member: Address, payload: bytes) -> bytes:
+        start = number(unpack(payload, max_bytes=64))
+        return pack([list(pair) for pair in self.ledger.blocks_from(start, SYNC_BYTES)])
+
+    def _sync_soon(self) -> None:
+        if (self._sync is None or self._sync.done()) and not self._closed:
+            self._sync = asyncio.get_running_loop().create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Ask those who are further on for the blocks in between, one after the other, until none is."""
+        # A block that is being decided arrives by itself a moment later: only a real gap is asked for.
+        await asyncio.sleep(BATCH_S * 5)
+        failed: set[Address] = set()
+        while True:
+            ahead = [m for m, height in self._heights.items() if height > self.ledger.head.number and m not in failed]
+            reachable = [m for m in ahead if m in self._transport.connected()]
+            if not reachable:
+                return
+            source = max(reachable, key=lambda m: (self._heights[m], m))
+            before = self.ledger.head.number
+            try:
+                await self._catch_up_from(source)
+            except (UnavailableError, PeerError, ValueError) as error:
+                logger.info("height %d: %s gave no blocks: %s", before, short(source), error)
+                failed.add(source)
+            except (StorageError, AssertionError) as error:
+                self._on_failure(error)
+                return
+            if self.ledger.head.number == before:
+                failed.add(source)
+
+    async def _catch_up_from(self, source: Address) -> None:
+        request = pack(self.ledger.head.number + 1)
+        answer = await self._transport.request(source, BLOCKS, request, timeout_s=SYNC_TIMEOUT_S)
+        for pair in list_of(unpack(answer, max_bytes=MESSAGE_MAX_BYTES)):
+            block, certificate = list_of(pair, size=2)
+            if self.ledger.number_of(data_of(block)) == self.ledger.head.number + 1:
+                self._append(data_of(block), Certificate.decode(data_of(certificate)))
+                await asyncio.sleep(0)

@@ -1,0 +1,506 @@
+"""The node's part in runs: it asks `duties` what it owes, does it, and hands training its checkpoints.
+
+Nothing about a round is kept here that the ledger and the store do not hold, but for the update that training
+just gave: after a crash training gives it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from swarm.config import Policy
+from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
+from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
+from swarm.identity import Identity
+from swarm.ledger.client import Call, Contracts, Run
+from swarm.merge import check_update, first_difference, merge_files
+from swarm.net.transfer import pull
+from swarm.net.transport import Transport
+from swarm.rounds import (
+    Advance,
+    Attest,
+    Duty,
+    Fetch,
+    Have,
+    Merge,
+    Publish,
+    Refuse,
+    ReportMissing,
+    RoundState,
+    RunState,
+    Submission,
+    Submit,
+    Update,
+    duties,
+    next_change_s,
+)
+from swarm.store import Store
+
+logger = logging.getLogger(__name__)
+
+CUSTODY = "/swarm/custody/1"
+TRANSACTION_S = 20.0
+"""How long a transaction may take to be in a block before the duty is asked for again."""
+RETRY_S = 0.5
+OBJECT_MAX_BYTES = 8 << 30
+POLICY_MAX_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where training goes on from."""
+
+    run: int
+    round: int
+    digest: Digest
+    path: Path
+    finished: bool
+
+
+@dataclass
+class Effort:
+    """One open run, as this node follows it."""
+
+    run: Run
+    policy: Policy | None = None
+    state: RoundState | None = None
+    update: Update | None = None
+    merges: dict[tuple[Digest, tuple[Submission, ...]], Digest] = field(default_factory=dict)
+    """What this node's merge of a base and its submissions gave, in the current round."""
+    attached: bool = False
+    """Training is attached: this member is awaited in rounds."""
+    submitted: int = -1
+    """The last round that took this node's submission."""
+
+
+class Participation:
+    """Performs duties for every run of this member, and serves training."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        contracts: Contracts,
+        store: Store,
+        transport: Transport,
+        scratch: Path,
+        clock: Callable[[], float],
+        leads: bool,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._identity = identity
+        self._me = identity.address
+        self._contracts = contracts
+        self._store = store
+        self._transport = transport
+        self._scratch = scratch
+        self._clock = clock
+        self._leads = leads
+        self._on_failure = on_failure
+        self.efforts: dict[int, Effort] = {}
+        self._running: dict[Duty, asyncio.Task[None]] = {}
+        self._changed = asyncio.Condition()
+        self._stirred = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._head_stale = True
+        self._closed = False
+
+    # --- life
+
+    def start(self) -> None:
+        """Serve custody; call before the transport starts."""
+        self._transport.serve(CUSTODY, self._take_custody)
+
+    def run(self) -> None:
+        """Begin to perform duties."""
+        self._loop = asyncio.get_running_loop().create_task(self._follow())
+        self._stirred.set()
+
+    async def close(self) -> None:
+        """Stop what is running; it will be owed again at the next start."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [task for task in (self._loop, *self._running.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def on_block(self) -> None:
+        """The ledger has a new block."""
+        self._head_stale = True
+        self._stirred.set()
+
+    def _stir(self) -> None:
+        self._stirred.set()
+
+    # --- duties
+
+    async def _follow(self) -> None:
+        while True:
+            await self._stirred.wait()
+            self._stirred.clear()
+            try:
+                if self._head_stale:
+                    self._head_stale = False
+                    await self._read_ledger()
+                self._start_duties()
+            except (UnavailableError, RejectedError) as error:
+                logger.info("the ledger could not be read: %s", error)
+                self._stir_later(RETRY_S)
+            except (StorageError, AssertionError) as error:
+                self._on_failure(error)
+                return
+
+    async def _read_ledger(self) -> None:
+        known = max(self.efforts, default=0)
+        for run in await self._contracts.runs(after=known):
+            self.efforts[run.id] = Effort(run)
+        for effort in self.efforts.values():
+            if effort.run.state in (RunState.FINISHED, RunState.STOPPED):
+                continue
+            state = await self._contracts.round_state(effort.run.id)
+            before = effort.state
+            effort.state = state
+            effort.run = replace(effort.run, state=state.state, round=state.round, checkpoint=state.base)
+            if before is None or (before.round, before.state) != (state.round, state.state):
+                effort.merges = {}
+                if effort.update is not None and effort.update.round < state.round:
+                    effort.update = None
+                if before is not None and before.round < state.round:
+                    logger.info(
+                        "run %d round %d: closed with checkpoint %s", state.run, before.round, short(state.base)
+                    )
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _start_duties(self) -> None:
+        now_s = self._clock()
+        owed: set[Duty] = set()
+        wake_s: list[float] = []
+        for effort in self.efforts.values():
+            state = effort.state
+            if state is None or not (effort.attached or self._takes_part(state)):
+                continue
+            if state.state is RunState.FINISHED and not self._store.has(state.base):
+                owed.add(Fetch(state.base, self._others(state)))
+            if state.state is not RunState.OPEN:
+                continue
+            if effort.policy is None:
+                owed.add(Fetch(effort.run.policy, self._others(state)))
+                if not self._store.has(effort.run.policy):
+                    continue
+                effort.policy = self._read_policy(effort.run)
+            merge_s = effort.policy.merge_s
+            owed |= duties(state, self._me, self._have(effort, state), now_s, merge_s=merge_s)
+            again_s = next_change_s(state, self._me, now_s, merge_s=merge_s)
+            if again_s is not None:
+                wake_s.append(again_s - now_s)
+        for duty in sorted(owed - self._running.keys(), key=repr):
+            if isinstance(duty, Fetch) and any(d.digest == duty.digest for d in self._running if isinstance(d, Fetch)):
+                continue
+            self._running[duty] = asyncio.get_running_loop().create_task(self._perform(duty))
+        for duty in self._running.keys() - owed:
+            if not isinstance(duty, Fetch):
+                continue
+            if not any(isinstance(other, Fetch) and other.digest == duty.digest for other in owed):
+                self._running[duty].cancel()
+        if wake_s:
+            self._stir_later(max(min(wake_s), 0.0) + 0.01)
+
+    def _takes_part(self, state: RoundState) -> bool:
+        return self._me in state.expected or any(s.member == self._me for s in state.submissions)
+
+    def _others(self, state: RoundState) -> tuple[Address, ...]:
+        return tuple(member for member in state.expected if member != self._me)
+
+    def _have(self, effort: Effort, state: RoundState) -> Have:
+        named = {state.base, *(s.digest for s in state.submissions)}
+        return Have(
+            objects=frozenset(digest for digest in named if self._store.has(digest)),
+            update=effort.update,
+            merged=effort.merges.get((state.base, state.merged)),
+        )
+
+    def _read_policy(self, run: Run) -> Policy:
+        policy = Policy.decode(self._store.read_all(run.policy))
+        found = (policy.rounds, policy.submissions_min, policy.weight_max)
+        if found != (run.rounds, run.submissions_min, run.weight_max):
+            raise ConfigError(f"run {run.id}: the ledger's numbers are not those of the policy {short(run.policy)}")
+        return policy
+
+    def _stir_later(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._stir)
+
+    async def _perform(self, duty: Duty) -> None:
+        try:
+            match duty:
+                case Fetch():
+                    await self._fetch(duty)
+                case Submit():
+                    await self._submit(duty)
+                case Merge():
+                    await self._merge(duty)
+                case Publish(run=run, round=round_, view=view, checkpoint=checkpoint):
+                    await self._transact(self._contracts.publish(run, round_, view, checkpoint))
+                    logger.info("run %d round %d view %d: published %s", run, round_, view, short(checkpoint))
+                case Attest(run=run, round=round_, view=view, checkpoint=checkpoint):
+                    await self._transact(self._contracts.attest(run, round_, view, checkpoint))
+                case Refuse():
+                    await self._refuse(duty)
+                case ReportMissing(run=run, round=round_, member=member):
+                    logger.warning("run %d round %d: the update of %s never came", run, round_, short(member))
+                    await self._transact(self._contracts.report_missing(run, round_, member))
+                case Advance(run=run, round=round_, view=view):
+                    await self._transact(self._contracts.advance(run, round_, view))
+        except (RejectedError, UnavailableError, PeerError) as error:
+            # The state moved on meanwhile, or a peer is away: the duty is asked for again if it still stands.
+            logger.debug("%s: %s", type(duty).__name__, error)
+            await asyncio.sleep(RETRY_S)
+        except (StorageError, AssertionError, ValueError) as error:
+            self._on_failure(error)
+        finally:
+            self._running.pop(duty, None)
+            self._stir()
+
+    async def _transact(self, call: Call) -> None:
+        await self._contracts.transact(self._identity, call, timeout_s=TRANSACTION_S)
+
+    async def _fetch(self, duty: Fetch) -> None:
+        if not self._store.has(duty.digest):
+            await pull(self._transport, self._store, duty.digest, duty.sources, size_max=OBJECT_MAX_BYTES)
+
+    async def _submit(self, duty: Submit) -> None:
+        await self._give_custody(duty)
+        update = duty.update
+        call = self._contracts.submit(duty.run, duty.round, update.digest, update.weight, update.metrics)
+        await self._transact(call)
+        effort = self.efforts[duty.run]
+        effort.submitted = max(effort.submitted, duty.round)
+        logger.info("run %d round %d: submitted %s", duty.run, duty.round, short(update.digest))
+
+    async def _give_custody(self, duty: Submit) -> None:
+        """Copies at others first: a member that dies after its submission takes nothing with it."""
+        if not duty.custodians_min:
+            return
+        message = pack([duty.run, duty.round, duty.update.digest])
+        effort = self.efforts[duty.run]
+        assert effort.policy is not None
+        patience_s = effort.policy.submit_s / 2
+
+        async def offer(member: Address) -> None:
+            await self._transport.request(member, CUSTODY, message, timeout_s=patience_s)
+
+        offers = {asyncio.get_running_loop().create_task(offer(member)) for member in duty.custodians}
+        held, pending = 0, set(offers)
+        until_s = asyncio.get_running_loop().time() + patience_s
+        try:
+            while pending and held < duty.custodians_min:
+                left_s = max(until_s - asyncio.get_running_loop().time(), 0.0)
+                done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                held += sum(1 for task in done if task.exception() is None)
+        finally:
+            # Those under way go on by themselves at the other end; their answers are not needed any more.
+            for task in offers:
+                task.cancel()
+            await asyncio.gather(*offers, return_exceptions=True)
+        if held < duty.custodians_min:
+            logger.warning("run %d round %d: only %d members hold this update", duty.run, duty.round, held)
+            if not held:
+                raise UnavailableError("no other member can be reached to hold the update")
+
+    async def _take_custody(self, member: Address, payload: bytes) -> bytes:
+        run_item, round_item, digest_item = list_of(unpack(payload, max_bytes=128), size=3)
+        run, round_, digest = number(run_item), number(round_item), data_of(digest_item, size=32)
+        effort = self.efforts.get(run)
+        state = effort.state if effort is not None else None
+        if effort is None or state is None or state.state is not RunState.OPEN:
+            raise UnavailableError(f"run {run} is not open here")
+        if round_ < state.round or member not in {*state.expected, *(s.member for s in state.submissions)}:
+            raise PeerError(
+                f"an update for round {round_} of run {run}, which is in round {state.round}", member=member
+            )
+        # Every update has the checkpoint's schema, so its size is known before a byte of it is asked for.
+        size_max = self._store.size(state.base) if self._store.has(state.base) else None
+        if size_max is None:
+            raise UnavailableError("this node has no checkpoint to compare with yet")
+        await pull(self._transport, self._store, digest, (member,), size_max=size_max)
+        self._stir()
+        return b"held"
+
+    async def _merge(self, duty: Merge) -> None:
+        effort = self.efforts[duty.run]
+        policy = effort.policy
+        assert policy is not None
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            out = Path(folder) / "checkpoint.safetensors"
+            await asyncio.to_thread(
+                merge_files,
+                self._store.path(duty.base),
+                [self._store.path(s.digest) for s in duty.submissions],
+                [s.weight for s in duty.submissions],
+                policy,
+                out,
+            )
+            digest = await asyncio.to_thread(self._store.put_file, out)
+        if effort.state is not None and effort.state.round == duty.round:
+            effort.merges[(duty.base, duty.submissions)] = digest
+        logger.info("run %d round %d: merged %d updates", duty.run, duty.round, len(duty.submissions))
+
+    async def _refuse(self, duty: Refuse) -> None:
+        evidence = await self._evidence(duty)
+        digest = self._store.put(json.dumps(evidence, sort_keys=True, separators=(",", ":")).encode())
+        logger.warning(
+            "run %d round %d view %d: %s published %s, this node's merge is %s: refused (%s)",
+            duty.run,
+            duty.round,
+            duty.view,
+            short(duty.leader),
+            short(duty.published),
+            short(duty.found),
+            evidence["first_difference"],
+        )
+        call = self._contracts.refuse(duty.run, duty.round, duty.view, duty.found, digest)
+        await self._transact(call)
+
+    async def _evidence(self, duty: Refuse) -> dict[str, object]:
+        state = self.efforts[duty.run].state
+        assert state is not None
+        difference = "the leader did not serve the bytes of what it published"
+        try:
+            size_max = self._store.size(duty.found)
+            async with asyncio.timeout(2.0):
+                await pull(self._transport, self._store, duty.published, (duty.leader,), size_max=size_max)
+            paths = self._store.path(duty.published), self._store.path(duty.found)
+            difference = await asyncio.to_thread(first_difference, *paths)
+        except (UnavailableError, PeerError, TimeoutError, ValueError) as error:
+            logger.debug("no bytes of %s: %s", short(duty.published), error)
+        return {
+            "run": duty.run,
+            "round": duty.round,
+            "view": duty.view,
+            "leader": to_hex(duty.leader),
+            "base": to_hex(state.base),
+            "submissions": [[to_hex(s.member), to_hex(s.digest), s.weight] for s in state.merged],
+            "published": to_hex(duty.published),
+            "found": to_hex(duty.found),
+            "first_difference": difference,
+        }
+
+    # --- what training asks for
+
+    async def find(self, name: str) -> Effort:
+        """The newest run of this name (or with this number); ConfigError names the ones there are."""
+        for effort in sorted(self.efforts.values(), key=lambda e: -e.run.id):
+            if name in (effort.run.name, str(effort.run.id)):
+                return effort
+        names = ", ".join(sorted({e.run.name for e in self.efforts.values()})) or "none yet"
+        raise ConfigError(f"the ledger has no run {name!r} (there are: {names}); `swarm run propose` makes one")
+
+    async def attach(self, name: str) -> tuple[Checkpoint, Policy]:
+        """Join the run as soon as it is open and this site's operator approved; its current checkpoint and policy."""
+        effort = await self.find(name)
+        await self._until(lambda: effort.state is not None and effort.run.state is not RunState.PROPOSED)
+        run = effort.run
+        assert effort.state is not None
+        if run.state is RunState.OPEN and self._me not in await self._contracts.approvals(run.id):
+            raise ConfigError(
+                f"this site's operator has not approved run {run.id} ({run.name}): `swarm run approve SITE.toml {run.id}`"
+            )
+        if run.state is RunState.STOPPED:
+            raise ConfigError(f"run {run.id} ({run.name}) was stopped by the members; propose a new one")
+        joined = self._me in await self._contracts.participants(run.id)
+        if run.state is RunState.OPEN and (not joined or self._me not in effort.state.expected):
+            await self._transact(self._contracts.join(run.id, self._leads))
+        effort.attached = True
+        checkpoint = await self._checkpoint(effort)
+        await self._hold(effort, effort.run.policy, POLICY_MAX_BYTES)
+        effort.policy = self._read_policy(effort.run)
+        return checkpoint, effort.policy
+
+    async def submit(
+        self, run: int, round_: int, path: Path, weight: int, metrics: Mapping[str, float]
+    ) -> tuple[Digest, bool]:
+        """Check and keep an update and submit it; its digest, and whether the round took it.
+
+        Raises:
+            ConfigError: it does not fit the run's model, or holds a value that is not finite; names what differs.
+        """
+        effort = self._effort(run)
+        if effort.policy is None or effort.state is None:
+            raise ConfigError(f"attach to run {run} before submitting to it")
+        if effort.state.round > round_ or effort.run.state is not RunState.OPEN:
+            return ZERO_DIGEST, False
+        await self._hold(effort, effort.run.checkpoint, OBJECT_MAX_BYTES)
+        base = self._store.path(effort.run.checkpoint)
+        try:
+            await asyncio.to_thread(check_update, base, path, effort.policy)
+        except ValueError as error:
+            raise ConfigError(f"the update does not fit run {run} ({effort.run.name}): {error}") from error
+        digest = await asyncio.to_thread(self._store.put_file, path)
+        effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))
+        self._stir()
+
+        def settled() -> bool:
+            state = effort.state
+            assert state is not None
+            mine = {s.member for s in state.submissions}
+            return state.round > round_ or state.state is not RunState.OPEN or self._me in mine
+
+        await self._until(settled)
+        state = effort.state
+        listed = state.round == round_ and any(s.member == self._me for s in state.submissions)
+        return digest, listed or effort.submitted >= round_
+
+    async def wait(self, run: int, round_: int) -> Checkpoint:
+        """The checkpoint after round `round_` has closed."""
+        effort = self._effort(run)
+
+        def closed() -> bool:
+            return effort.state is not None and (effort.state.round > round_ or effort.state.state > RunState.OPEN)
+
+        await self._until(closed)
+        return await self._checkpoint(effort)
+
+    def _effort(self, run: int) -> Effort:
+        effort = self.efforts.get(run)
+        if effort is None:
+            raise ConfigError(f"the ledger has no run {run}")
+        return effort
+
+    async def _checkpoint(self, effort: Effort) -> Checkpoint:
+        while True:
+            run = effort.run
+            await self._hold(effort, run.checkpoint, OBJECT_MAX_BYTES)
+            if run.checkpoint == effort.run.checkpoint:
+                finished = run.state in (RunState.FINISHED, RunState.STOPPED)
+                return Checkpoint(run.id, run.round, run.checkpoint, self._store.path(run.checkpoint), finished)
+
+    async def _hold(self, effort: Effort, digest: Digest, size_max: int) -> None:
+        """Have an object, from whoever has it; UnavailableError when nobody gives it."""
+        for attempt in range(20):
+            if self._store.has(digest):
+                return
+            sources = tuple(sorted(self._transport.connected()))
+            try:
+                await pull(self._transport, self._store, digest, sources, size_max=size_max)
+            except (UnavailableError, PeerError) as error:
+                logger.debug("run %d: %s, try %d: %s", effort.run.id, short(digest), attempt, error)
+                await asyncio.sleep(RETRY_S)
+        raise UnavailableError(f"no member that can be reached has the object {to_hex(digest)} of run {effort.run.id}")
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(holds)

@@ -1,0 +1,92 @@
+"""A node as a process of its own: settings in, a running node on real disk, clock and network, a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from swarm.config import SiteConfig, SwarmConfig, check_site, load_site, load_swarm
+from swarm.errors import StorageError
+from swarm.identity import Identity
+from swarm.ledger.genesis import Genesis
+from swarm.ledger.ledger import Ledger
+from swarm.net.libp2p import Libp2pTransport
+from swarm.node.control import Control
+from swarm.node.node import Node
+from swarm.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def open_node(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Node:
+    """The site's node on its folder; nothing runs yet.
+
+    Raises:
+        ConfigError: another node runs on this folder, or the ledger there belongs to another consortium.
+        StorageError: the disk is full, read-only or damaged.
+    """
+    scratch = site.folder / "scratch"
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
+    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm))
+    try:
+        return Node(
+            name=site.name,
+            identity=identity,
+            ledger=ledger,
+            store=Store(site.folder / "objects", site.store_max_bytes),
+            transport=Libp2pTransport(identity, site.listen),
+            scratch=scratch,
+            clock=time.time,
+            view_timeout_s=swarm.view_timeout_s,
+            leads=site.leads,
+        )
+    except BaseException:
+        ledger.close()
+        raise
+
+
+async def serve(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> None:
+    """Run the site's node until it is told to stop (SIGTERM, SIGINT) or cannot go on."""
+    node = open_node(site, swarm, identity)
+    control = Control(node, site.socket)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await node.start()
+        await control.start()
+        failed, stopped = asyncio.ensure_future(node.failed()), asyncio.ensure_future(stop.wait())
+        done, pending = await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if failed in done:
+            await failed
+        logger.info("height %d: %s stops", node.ledger.head.number, site.name)
+    finally:
+        await control.close()
+        await node.close()
+
+
+def run_node(path: Path) -> None:
+    """Run the node of a site's settings file, until it is told to stop.
+
+    Raises:
+        ConfigError, StorageError: what the operator can mend.
+    """
+    site = load_site(path)
+    swarm = load_swarm(site.swarm)
+    identity = site.identity()
+    check_site(site, swarm, identity)
+    asyncio.run(serve(site, swarm, identity))
