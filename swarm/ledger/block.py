@@ -1,0 +1,280 @@
+"""What a block is, as bytes: header, transactions, receipts, and the payload that consensus agrees on.
+
+Ordinary Ethereum encodings (yellow paper §4; EIP-2718, 2930, 1559, 1559 receipts, 4895, 4844, 4788), so that any
+Ethereum tool reads them. Execution is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import rlp
+
+from swarm.encoding import Address, Digest, Unpacked, data_of, keccak256, list_of, number, pack, unpack
+from swarm.identity import recover
+
+TRANSACTION_MAX_BYTES = 64 << 10
+"""The largest call of the contracts carries 512 bytes of metrics; the bound leaves room for others."""
+BLOCK_MAX_BYTES = 8 << 20
+"""A payload travels in one consensus message (16 MiB) with room for the proofs beside it."""
+
+EMPTY_LIST_HASH: Digest = keccak256(b"\xc0")
+EMPTY_TRIE_ROOT: Digest = keccak256(b"\x80")
+EMPTY_CODE_HASH: Digest = keccak256(b"")
+
+# EIP-2: the upper half of s is the same signature again, written another way.
+_HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+_CREATES = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A Cancun header. Fees, blobs, withdrawals and proof of work are constants here, as they are in `encode`."""
+
+    parent_hash: Digest
+    coinbase: Address
+    state_root: Digest
+    transactions_root: Digest
+    receipts_root: Digest
+    bloom: bytes
+    """256 bytes."""
+    number: int
+    gas_limit: int
+    gas_used: int
+    timestamp_ms: int
+    parent_beacon_block_root: Digest
+    """The Keccak-256 of the parent's certificate."""
+    hash: Digest = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", keccak256(rlp.encode(self.fields())))
+
+    def fields(self) -> list[bytes]:
+        """The 20 fields in Ethereum's order."""
+        return [
+            self.parent_hash, EMPTY_LIST_HASH, self.coinbase, self.state_root, self.transactions_root,
+            self.receipts_root, self.bloom, b"", _big(self.number), _big(self.gas_limit), _big(self.gas_used),
+            _big(self.timestamp_ms), b"", bytes(32), bytes(8), b"", EMPTY_TRIE_ROOT, b"", b"",
+            self.parent_beacon_block_root,
+        ]  # fmt: skip
+
+    @classmethod
+    def read(cls, fields: Unpacked) -> Header:
+        """The header with these 20 fields; ValueError where a constant field differs or a size is wrong."""
+        parts = [data_of(part) for part in list_of(fields, size=20)]
+        for index, size in ((0, 32), (2, 20), (3, 32), (4, 32), (5, 32), (6, 256), (19, 32)):
+            data_of(parts[index], size=size)
+        header = cls(
+            parent_hash=parts[0], coinbase=parts[2], state_root=parts[3], transactions_root=parts[4],
+            receipts_root=parts[5], bloom=parts[6], number=number(parts[8]), gas_limit=number(parts[9]),
+            gas_used=number(parts[10]), timestamp_ms=number(parts[11]), parent_beacon_block_root=parts[19],
+        )  # fmt: skip
+        if header.fields() != parts:
+            raise ValueError("a header field that is constant here (fees, blobs, proof of work, extra data) differs")
+        return header
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A signed transaction and who sent it."""
+
+    raw: bytes
+    hash: Digest
+    sender: Address
+    kind: int
+    """0 legacy, 1 with an access list (EIP-2930), 2 with a fee market's fields (EIP-1559)."""
+    nonce: int
+    gas: int
+    max_fee: int
+    max_priority_fee: int
+    to: Address | None
+    """None creates a contract."""
+    value: int
+    data: bytes
+    access_list: tuple[tuple[Address, tuple[int, ...]], ...]
+    y_parity: int
+    r: int
+    s: int
+
+    @classmethod
+    def read(cls, raw: bytes, chain_id: int) -> Transaction:
+        """The transaction that `raw` encodes, its signature recovered.
+
+        Raises:
+            ValueError: not a transaction of a kind that is taken here, or signed for another chain.
+        """
+        kind = raw[0] if raw and raw[0] < 0x80 else 0
+        if kind == 0:
+            parts = list_of(unpack(raw, max_bytes=TRANSACTION_MAX_BYTES), size=9)
+            nonce, price, gas, to, value, data, v, r, s = parts
+            head, y_parity = parts[:6], number(v) - 35 - 2 * chain_id
+            if y_parity not in (0, 1):
+                raise ValueError(f"not signed for chain {chain_id} (EIP-155)")
+            signed = pack([data_of(part) for part in head] + [chain_id, 0, 0])
+            fees, accesses = (price, price), []
+        elif kind in (1, 2):
+            parts = list_of(unpack(raw[1:], max_bytes=TRANSACTION_MAX_BYTES), size=11 if kind == 1 else 12)
+            chain, nonce, *fee, gas, to, value, data, access, parity, r, s = parts
+            if number(chain) != chain_id:
+                raise ValueError(f"signed for chain {number(chain)}, this is chain {chain_id}")
+            y_parity = number(parity)
+            if y_parity not in (0, 1):
+                raise ValueError("y_parity is 0 or 1")
+            signed = bytes([kind]) + rlp.encode(parts[:-3])
+            fees, accesses = (fee[-1], fee[0]), list_of(access)
+        else:
+            raise ValueError(f"transactions of type {kind} are not taken; 0, 1 and 2 are")
+        r_int, s_int = number(r, bits=256), number(s, bits=256)
+        if not 0 < s_int <= _HALF_ORDER:
+            raise ValueError("the signature's s is zero or above half the order (EIP-2)")
+        signature = r_int.to_bytes(32, "big") + s_int.to_bytes(32, "big") + bytes([y_parity])
+        target = data_of(to)
+        if len(target) not in (0, 20):
+            raise ValueError(f"`to` has {len(target)} bytes, 20 or none belong")
+        max_fee, priority = number(fees[0], bits=256), number(fees[1], bits=256)
+        if priority > max_fee:
+            raise ValueError("the priority fee is above the whole fee")
+        return cls(
+            raw=raw, hash=keccak256(raw), sender=recover(keccak256(signed), signature), kind=kind,
+            nonce=number(nonce), gas=number(gas), max_fee=max_fee, max_priority_fee=priority, to=target or None,
+            value=number(value, bits=256), data=data_of(data), access_list=tuple(_access(a) for a in accesses),
+            y_parity=y_parity, r=r_int, s=s_int,
+        )  # fmt: skip
+
+
+def _access(item: Unpacked) -> tuple[Address, tuple[int, ...]]:
+    address, slots = list_of(item, size=2)
+    return data_of(address, size=20), tuple(int.from_bytes(data_of(slot, size=32), "big") for slot in list_of(slots))
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """An event as the EVM records it."""
+
+    address: Address
+    topics: tuple[Digest, ...]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one transaction did."""
+
+    kind: int
+    succeeded: bool
+    gas_used: int
+    gas_used_total: int
+    """By this transaction and those before it in its block."""
+    logs: tuple[Log, ...]
+
+    def encode(self) -> bytes:
+        """The consensus encoding, whose trie's root stands in the header."""
+        body = rlp.encode(
+            [
+                b"\x01" if self.succeeded else b"",
+                _big(self.gas_used_total),
+                bloom_of(self.logs),
+                [[log.address, list(log.topics), log.data] for log in self.logs],
+            ]
+        )
+        return bytes([self.kind]) + bytes(body) if self.kind else bytes(body)
+
+
+def encode_receipts(receipts: Sequence[Receipt]) -> bytes:
+    """All receipts of a block, for this node's own database."""
+    return pack(
+        [
+            [
+                r.kind,
+                int(r.succeeded),
+                r.gas_used,
+                r.gas_used_total,
+                [[log.address, list(log.topics), log.data] for log in r.logs],
+            ]
+            for r in receipts
+        ]
+    )
+
+
+def decode_receipts(data: bytes) -> tuple[Receipt, ...]:
+    """What `encode_receipts` wrote; ValueError if it is damaged."""
+    receipts = []
+    for item in list_of(unpack(data, max_bytes=1 << 30)):
+        kind, succeeded, used, total, logs = list_of(item, size=5)
+        receipts.append(
+            Receipt(
+                kind=number(kind),
+                succeeded=bool(number(succeeded)),
+                gas_used=number(used),
+                gas_used_total=number(total),
+                logs=tuple(_log(log) for log in list_of(logs)),
+            )
+        )
+    return tuple(receipts)
+
+
+def _log(item: Unpacked) -> Log:
+    address, topics, data = list_of(item, size=3)
+    return Log(data_of(address, size=20), tuple(data_of(t, size=32) for t in list_of(topics)), data_of(data))
+
+
+def bloom_of(logs: Sequence[Log]) -> bytes:
+    """The 2048-bit filter of the addresses and topics of `logs` (yellow paper §4.3.1)."""
+    bits = 0
+    for entry in {part for log in logs for part in (log.address, *log.topics)}:
+        digest = keccak256(entry)
+        for start in (0, 2, 4):
+            bits |= 1 << (int.from_bytes(digest[start : start + 2], "big") & 2047)
+    return bits.to_bytes(256, "big")
+
+
+def encode_block(header: Header, transactions: Sequence[bytes]) -> bytes:
+    """The RLP of a block whose transactions have these raw bytes."""
+    items = [rlp.decode(raw) if raw[0] >= 0xC0 else raw for raw in transactions]
+    return bytes(rlp.encode([header.fields(), items, [], []]))
+
+
+def decode_block(data: bytes) -> tuple[Header, tuple[bytes, ...]]:
+    """The header and the raw transactions.
+
+    Raises:
+        ValueError: not the encoding of a block of this ledger.
+    """
+    fields, transactions, uncles, withdrawals = list_of(unpack(data, max_bytes=BLOCK_MAX_BYTES), size=4)
+    if list_of(uncles) or list_of(withdrawals):
+        raise ValueError("a block of this ledger has neither uncles nor withdrawals")
+    raws = tuple(
+        item if isinstance(item, bytes) else bytes(rlp.encode(item)) for item in list_of(transactions, size_max=100_000)
+    )
+    if any(not raw or 0x80 <= raw[0] < 0xC0 for raw in raws):
+        raise ValueError("something that is no transaction stands among the transactions")
+    return Header.read(fields), raws
+
+
+def encode_payload(block: bytes, parent_certificate: bytes) -> bytes:
+    """What consensus agrees on: a block, and the certificate of its parent that its header commits to."""
+    return pack([block, parent_certificate])
+
+
+def decode_payload(payload: bytes) -> tuple[bytes, bytes]:
+    """The block and the parent's certificate; ValueError if it is no payload."""
+    block, certificate = list_of(unpack(payload, max_bytes=BLOCK_MAX_BYTES + (1 << 20)), size=2)
+    return data_of(block), data_of(certificate)
+
+
+def payload_digest(payload: bytes) -> Digest:
+    """The hash of the block inside, which commits to the whole payload.
+
+    Raises:
+        ValueError: not a payload, or the certificate is not the one that the header commits to.
+    """
+    block, certificate = decode_payload(payload)
+    header, _ = decode_block(block)
+    if keccak256(certificate) != header.parent_beacon_block_root:
+        raise ValueError("the payload carries another certificate than its header commits to")
+    return header.hash
+
+
+def _big(value: int) -> bytes:
+    return value.to_bytes((value.bit_length() + 7) // 8, "big")
