@@ -417,7 +417,8 @@ class Participation:
         assert effort.state is not None
         if run.state is RunState.OPEN and self._me not in await self._contracts.approvals(run.id):
             raise ConfigError(
-                f"this site's operator has not approved run {run.id} ({run.name}): `swarm run approve SITE.toml {run.id}`"
+                f"this site's operator has not approved run {run.id} ({run.name}); "
+                f"`swarm run approve SITE.toml {run.id}` does it"
             )
         if run.state is RunState.STOPPED:
             raise ConfigError(f"run {run.id} ({run.name}) was stopped by the members; propose a new one")
