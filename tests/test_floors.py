@@ -94,7 +94,7 @@ class Import:
     module: str
     line: int
     lazy: bool
-    """Inside a function: it happens when the function is called."""
+    """Inside a function or `if TYPE_CHECKING`: it does not happen when the module is imported."""
 
 
 def imports_of(path: Path, source: str) -> Iterator[Import]:
@@ -114,7 +114,13 @@ def imports_of(path: Path, source: str) -> Iterator[Import]:
 def _walk(node: ast.AST, *, lazy: bool) -> Iterator[tuple[ast.AST, bool]]:
     for child in ast.iter_child_nodes(node):
         yield child, lazy
-        yield from _walk(child, lazy=lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+        yield from _walk(child, lazy=lazy or _is_lazy(child))
+
+
+def _is_lazy(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
 
 
 def _is_module(stem: str, name: str) -> bool:
@@ -239,6 +245,7 @@ def test_a_planted_violation_is_found(place: tuple[str, str], fault: str) -> Non
     [
         ("swarm/ledger/evm.py", "from eth.vm.base import VM\nfrom swarm.store import Store"),
         ("swarm/cli/demo.py", "from swarm.learn import state\nimport rich.live"),
+        ("swarm/__init__.py", "if TYPE_CHECKING:\n    from swarm.learn import callback"),
         ("swarm/__init__.py", "def __getattr__(name):\n    from swarm.learn import callback\n    return callback"),
         ("nodes/heart/train.py", "import torch\nfrom swarm import SwarmCallback\nfrom swarm.learn import adopt"),
         ("sim/world.py", "from swarm.node import process\nimport trio"),

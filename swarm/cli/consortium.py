@@ -1,0 +1,281 @@
+"""A consortium's folder: `swarm.toml`, every site's settings, their keys, and who gets which file.
+
+What is agreed and what is one site's own is `swarm.config`'s; this file only writes it down for the first time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.config import MEMBERS_MAX, MemberConfig, load_site, load_swarm
+from swarm.errors import ConfigError, StorageError
+from swarm.identity import Identity, checksum, save_keystore
+
+BASE_PORT = 4101
+PORT_MAX = 65535
+LOOPBACK = "127.0.0.1"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
+_PASSWORD_BYTES = 24
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where one member's node will be reached."""
+
+    name: str
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """The multiaddr without the PeerID."""
+        kind = "ip6" if ":" in self.host else "ip4" if re.fullmatch(r"[0-9.]+", self.host) else "dns4"
+        return f"/{kind}/{self.host}/tcp/{self.port}"
+
+    @property
+    def listen(self) -> str:
+        """Where the node listens: on loopback if it is reached there, else on every interface."""
+        if self.host in (LOOPBACK, "::1", "localhost"):
+            return self.address
+        return f"/{'ip6/::' if ':' in self.host else 'ip4/0.0.0.0'}/tcp/{self.port}"
+
+
+def seats(members: Sequence[str], *, base_port: int) -> list[Seat]:
+    """Places for members given as `NAME` (on this machine, ports count up) or `NAME@HOST[:PORT]`.
+
+    Args:
+        base_port: the first port; 0 takes free ones of this machine.
+    Raises:
+        ConfigError: a name that cannot be a file's, given twice, or a port that is none.
+    """
+    found: list[Seat] = []
+    free = iter(free_ports(len(members))) if base_port == 0 else iter(range(base_port, base_port + len(members)))
+    for member in members:
+        name, at, place = member.strip().partition("@")
+        if not _NAME.fullmatch(name) or name.endswith("-operator"):
+            raise ConfigError(
+                f"a member's name is {member.strip()!r}; it names files, so it has letters, digits, - and _, at most "
+                "48, and does not end in -operator"
+            )
+        if name in (seat.name for seat in found):
+            raise ConfigError(f"two members are called {name}; each has its own name")
+        port = next(free)
+        found.append(_seat(name, place, base_port or BASE_PORT) if at else Seat(name, LOOPBACK, port))
+        if not at and port > PORT_MAX:
+            raise ConfigError(f"{name} would have port {port}; the last is {PORT_MAX}, so take a lower --base-port")
+    if not 1 <= len(found) <= MEMBERS_MAX:
+        raise ConfigError(f"{len(found)} members; a consortium has 1 to {MEMBERS_MAX}, as in --members north,south")
+    return found
+
+
+def _seat(name: str, place: str, port: int) -> Seat:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::([0-9]{1,5}))?", place)
+    if match is None or not 1 <= int(match[3] or port) <= PORT_MAX:
+        raise ConfigError(f"{name} is at {place!r}; it has the form HOST or HOST:PORT (IPv6: [HOST]:PORT)")
+    return Seat(name, match[1] or match[2], int(match[3] or port))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A member's two keys: the node's, which is always unlocked, and the operator's, a person's."""
+
+    node: Identity
+    operator: Identity
+
+
+def write_consortium(
+    folder: Path,
+    *,
+    name: str,
+    members: Sequence[Seat],
+    chain_id: int | None = None,
+    example: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Path]:
+    """A new consortium's folder, whole or not at all; the sites' settings files in the order of `members`.
+
+    Args:
+        folder: absent or empty.
+        chain_id: a random one unless given.
+        example: a folder with a training program, copied beside the settings.
+        progress: told how many of how many keys are written; a key takes about a second (scrypt).
+    Raises:
+        ConfigError: the folder is not empty, or the settings cannot work together.
+        StorageError: the disk does not take it.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} is there and not empty; name a new folder, or empty this one")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".swarm-init-", dir=folder.parent))
+    except OSError as error:
+        raise StorageError(f"{folder.parent} does not take a new folder: {error}") from error
+    try:
+        _fill(draft, name=name, members=members, chain_id=chain_id, example=example, progress=progress)
+        draft.chmod(0o755)
+        os.replace(draft, folder)
+    except OSError as error:
+        raise StorageError(f"{folder} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return [folder / "sites" / f"{seat.name}.toml" for seat in members]
+
+
+def _fill(
+    folder: Path,
+    *,
+    name: str,
+    members: Sequence[Seat],
+    chain_id: int | None,
+    example: Path | None,
+    progress: Callable[[int, int], None],
+) -> None:
+    if example is not None:
+        leave = shutil.ignore_patterns("__pycache__", "*.pyc", "swarm.toml", "sites", "keys", "state", ".*")
+        shutil.copytree(example, folder, ignore=leave, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    keys = {seat.name: Keys(Identity.generate(), Identity.generate()) for seat in members}
+    text = _swarm_toml(name, chain_id if chain_id is not None else secrets.randbelow(2**31 - 1) + 1, members, keys)
+    (folder / "swarm.toml").write_text(text)
+    load_swarm(folder / "swarm.toml")
+    for seat in members:
+        write_site(folder, seat)
+    write_keys(folder / "keys", keys, progress=progress)
+    for seat in members:
+        load_site(folder / "sites" / f"{seat.name}.toml")
+    (folder / "WHO-GETS-WHAT.txt").write_text(_who_gets_what(name, members, example))
+
+
+def write_keys(
+    folder: Path, keys: dict[str, Keys], *, progress: Callable[[int, int], None] = lambda done, of: None
+) -> None:
+    """Each member's keystores `NAME.json`, `NAME-operator.json` and their `.password` files, for their owner only."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = [(name, pair.node) for name, pair in keys.items()]
+    wanted += [(f"{name}-operator", pair.operator) for name, pair in keys.items()]
+    # scrypt releases the interpreter lock, so threads use every core; each takes 256 MiB meanwhile.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        work = [pool.submit(_write_key, folder, stem, identity) for stem, identity in wanted]
+        for done, each in enumerate(as_completed(work), 1):
+            each.result()
+            progress(done, len(wanted))
+
+
+def _write_key(folder: Path, stem: str, identity: Identity) -> None:
+    password = secrets.token_urlsafe(_PASSWORD_BYTES)
+    descriptor = os.open(folder / f"{stem}.password", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(password + "\n")
+    save_keystore(identity, folder / f"{stem}.json", password)
+
+
+def member_table(seat: Seat, keys: Keys) -> str:
+    """What the others need to know of a member: one `[[members]]` table of `swarm.toml`, nothing in it secret."""
+    member = MemberConfig(
+        seat.name, keys.node.address, keys.operator.address, f"{seat.address}/p2p/{keys.node.peer_id}"
+    )
+    return (
+        "[[members]]\n"
+        f"name = {_text(member.name)}\n"
+        f"address = {_text(checksum(member.address))}\n"
+        f"operator = {_text(checksum(member.operator))}\n"
+        f"endpoint = {_text(member.endpoint)}\n"
+    )
+
+
+def _swarm_toml(name: str, chain_id: int, members: Sequence[Seat], keys: dict[str, Keys]) -> str:
+    head = (
+        "# What all members agreed. The ledger's first block follows from this file, so every member has the same\n"
+        "# content, and a change of it makes another ledger. Members who come later are on the ledger, not here.\n"
+        "[consortium]\n"
+        f"name = {_text(name)}\n"
+        f"chain_id = {chain_id}\n"
+        f"created_ms = {time.time_ns() // 1_000_000}\n\n"
+        "[ledger]\n"
+        "view_timeout_s = 1.0  # how long a silent proposer is waited for before the next one tries\n"
+    )
+    return "\n".join([head, *(member_table(seat, keys[seat.name]) for seat in members)])
+
+
+def write_site(folder: Path, seat: Seat) -> Path:
+    """`sites/NAME.toml` with the places that this command line uses."""
+    path = folder / "sites" / f"{seat.name}.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        f"# What {seat.name} decided for its own node. Paths start at this file's folder.\n"
+        "[site]\n"
+        f"name = {_text(seat.name)}\n"
+        'swarm = "../swarm.toml"\n'
+        f"listen = {_text(seat.listen)}\n"
+        f"folder = {_text(f'../state/{seat.name}')}  # the ledger, the votes and the objects\n"
+        f"keystore = {_text(f'../keys/{seat.name}.json')}\n"
+        f"password_file = {_text(f'../keys/{seat.name}.password')}  # or the variable SWARM_PASSWORD\n"
+        "# For votes and consent. Where the operator has a machine of their own, take these two lines there.\n"
+        f"operator_keystore = {_text(f'../keys/{seat.name}-operator.json')}\n"
+        f"operator_password_file = {_text(f'../keys/{seat.name}-operator.password')}  # or SWARM_OPERATOR_PASSWORD\n"
+    )
+    return path
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _who_gets_what(name: str, members: Sequence[Seat], example: Path | None) -> str:
+    lines = [
+        f"The consortium {name!r}: who gets which file",
+        "",
+        "Everybody, the same bytes; nothing in it is secret:",
+        "  swarm.toml",
+    ]
+    if example is not None:
+        lines.append(f"  the training program and the policies (from the example {example.name!r});")
+        lines.append("  of data/ each hospital keeps its own file only")
+    for seat in members:
+        keys = f"keys/{seat.name}"
+        lines += [
+            "",
+            f"{seat.name}, and nobody else:",
+            f"  sites/{seat.name}.toml",
+            f"  {keys}.json, {keys}.password                     SECRET, for the machine of the node",
+            f"  {keys}-operator.json, {keys}-operator.password   SECRET, for the person who votes and consents",
+        ]
+    lines += [
+        "",
+        "All keys were made on this machine, which is right for a trial. Members who do not trust one machine with",
+        "everybody's keys make their own: `swarm key NAME --at HOST:PORT` writes one member's keys and settings and",
+        "prints the public lines that belong into swarm.toml.",
+        "",
+        "Then, at each hospital:",
+        "  swarm node sites/NAME.toml                                 runs the node, day and night",
+        "  swarm status sites/NAME.toml                               shows who is connected and what runs",
+        "  swarm run propose sites/NAME.toml POLICY.toml --model GENESIS.safetensors    (one of them)",
+        "  swarm run approve sites/NAME.toml RUN                      gives this hospital's consent",
+        "  swarm train sites/NAME.toml -- python train.py sites/NAME.toml",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""`swarm status` shows what a site's node sees: members, ledger, runs, and how much more may fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from swarm.cli import screen
+from swarm.cli.arguments import Json, SitePath
+from swarm.cli.control import NodeClient
+from swarm.config import SiteConfig, load_site
+from swarm.rounds import fault_max
+
+WATCH_S = 0.5
+
+
+def status(
+    site: SitePath,
+    json_: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="keep showing it until Ctrl-C")] = False,
+) -> None:
+    """Show who is connected, where the ledger and the runs are, and how many more nodes may fail."""
+    settings = load_site(site)
+    if watch and not json_:
+        asyncio.run(_watch(settings))
+        return
+    seen = asyncio.run(_ask(settings))
+    if json_:
+        screen.print_json({**seen, "strength": strength(seen)})
+    else:
+        screen.out.print(view(seen))
+
+
+async def _ask(site: SiteConfig) -> Any:
+    async with NodeClient(site) as node:
+        return await node.call("swarm_status")
+
+
+async def _watch(site: SiteConfig) -> None:
+    async with NodeClient(site) as node:
+        with Live(console=screen.out, auto_refresh=False) as live:
+            while True:
+                live.update(view(await node.call("swarm_status")), refresh=True)
+                await asyncio.sleep(WATCH_S)
+
+
+def strength(seen: Mapping[str, Any]) -> dict[str, int]:
+    """How the ledger stands, from a node's status.
+
+    Returns:
+        validators, connected (with this node), quorum, spare (how many more may fail before it sleeps; below 0: how
+        many are missing), faulty_max (how many may lie without harm).
+    """
+    validators = len(seen["validators"])
+    connected = sum(member["validator"] and member["connected"] for member in seen["members"])
+    quorum = -(-2 * validators // 3)
+    return {
+        "validators": validators,
+        "connected": connected,
+        "quorum": quorum,
+        "spare": connected - quorum,
+        "faulty_max": fault_max(validators),
+    }
+
+
+def in_words(found: Mapping[str, int]) -> str:
+    """What `strength` means, for a person."""
+    if found["spare"] < 0:
+        return (
+            f"asleep: {found['connected']} of {found['validators']} validators are connected and {found['quorum']} are "
+            "needed; nothing is lost, it wakes when they are back"
+        )
+    more = f"{found['spare']} more may fail" if found["spare"] else "none more may fail"
+    lying = (
+        f"up to {found['faulty_max']} may even lie"
+        if found["faulty_max"]
+        else "a crash at most is tolerated, no traitor: that takes 4 validators"
+    )
+    return f"awake: {found['connected']} of {found['validators']} validators are connected, {more}; {lying}"
+
+
+def view(seen: Mapping[str, Any]) -> RenderableType:
+    """A node's status as a person reads it."""
+    names = {member["address"]: member["name"] for member in seen["members"]}
+
+    def named(addresses: list[str]) -> str:
+        return ", ".join(names.get(address, address) for address in addresses) or "-"
+
+    behind = max(seen.get("height_seen", 0) - seen["height"], 0)
+    late = f", {behind} behind the others" if behind else ""
+    age_s = max(time.time() - seen["timestamp_ms"] / 1000, 0)
+    head = (
+        f"[b]{seen['name']}[/]  {seen['address']}\n"
+        f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
+        f"          {in_words(strength(seen))}\n"
+    )
+    members = screen.table(
+        "member",
+        "address",
+        "validator",
+        "connected",
+        rows=(
+            (
+                member["name"],
+                member["address"],
+                "yes" if member["validator"] else "no",
+                "this node" if member["address"] == seen["address"] else "yes" if member["connected"] else "no",
+            )
+            for member in seen["members"]
+        ),
+    )
+    runs = screen.table(
+        "run", "name", "state", "round", "phase", "view", "leader", "submitted", "attested",
+        rows=(
+            (
+                str(run["id"]),
+                run["name"],
+                run["state"],
+                f"{run['round']}/{run['rounds']}",
+                run.get("phase", "-") if run["state"] == "open" else "-",
+                str(run.get("view", "-")) if run["state"] == "open" else "-",
+                names.get(run.get("leader") or "", "-"),
+                named(run.get("submitted", [])),
+                named(run.get("attested", [])),
+            )
+            for run in seen["runs"]
+        ),
+    )  # fmt: skip
+    return Group(head, members, "", runs if seen["runs"] else "no runs yet: `swarm run propose` makes one")
+
+
+def ago(age_s: float) -> str:
+    """`12 s ago`, `3 h ago`."""
+    for size_s, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if age_s >= 2 * size_s:
+            return f"{age_s / size_s:.0f} {unit} ago"
+    return f"{age_s:.0f} s ago"
