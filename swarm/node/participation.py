@@ -12,6 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from swarm.config import Policy
@@ -170,6 +171,9 @@ class Participation:
             before = effort.state
             effort.state = state
             effort.run = replace(effort.run, state=state.state, round=state.round, checkpoint=state.base)
+            self._store.pin_only(
+                {state.base, effort.run.policy, *(s.digest for s in state.submissions)}, f"run {state.run}"
+            )
             if before is None or (before.round, before.state) != (state.round, state.state):
                 effort.merges = {}
                 if effort.update is not None and effort.update.round < state.round:
@@ -230,7 +234,7 @@ class Participation:
         )
 
     def _read_policy(self, run: Run) -> Policy:
-        policy = Policy.decode(self._store.read_all(run.policy))
+        policy = Policy.decode(self._store.read(run.policy, 0, self._store.size(run.policy)))
         found = (policy.rounds, policy.submissions_min, policy.weight_max)
         if found != (run.rounds, run.submissions_min, run.weight_max):
             raise ConfigError(f"run {run.id}: the ledger's numbers are not those of the policy {short(run.policy)}")
@@ -354,7 +358,7 @@ class Participation:
                 policy,
                 out,
             )
-            digest = await asyncio.to_thread(self._store.put_file, out)
+            digest = await asyncio.to_thread(partial(self._store.put_file, out, move=True))
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = digest
         logger.info("run %d round %d: merged %d updates", duty.run, duty.round, len(duty.submissions))

@@ -18,13 +18,16 @@ from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
 from swarm.node.control import Control
 from swarm.node.node import Node
+from swarm.node.participation import Participation
 from swarm.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-def open_node(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Node:
-    """The site's node on its folder; nothing runs yet.
+def open_node(
+    site: SiteConfig, swarm: SwarmConfig, identity: Identity, *, participation: type[Participation] = Participation
+) -> Node:
+    """The site's node on its folder; nothing runs yet. Tests pass a `participation` that breaks rules.
 
     Raises:
         ConfigError: another node runs on this folder, or the ledger there belongs to another consortium.
@@ -48,15 +51,18 @@ def open_node(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Node:
             clock=time.time,
             view_timeout_s=swarm.view_timeout_s,
             leads=site.leads,
+            participation=participation,
         )
     except BaseException:
         ledger.close()
         raise
 
 
-async def serve(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> None:
+async def serve(
+    site: SiteConfig, swarm: SwarmConfig, identity: Identity, *, participation: type[Participation] = Participation
+) -> None:
     """Run the site's node until it is told to stop (SIGTERM, SIGINT) or cannot go on."""
-    node = open_node(site, swarm, identity)
+    node = open_node(site, swarm, identity, participation=participation)
     control = Control(node, site.socket)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -79,7 +85,7 @@ async def serve(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Non
         await node.close()
 
 
-def run_node(path: Path) -> None:
+def run_node(path: Path, *, participation: type[Participation] = Participation) -> None:
     """Run the node of a site's settings file, until it is told to stop.
 
     Raises:
@@ -89,4 +95,4 @@ def run_node(path: Path) -> None:
     swarm = load_swarm(site.swarm)
     identity = site.identity()
     check_site(site, swarm, identity)
-    asyncio.run(serve(site, swarm, identity))
+    asyncio.run(serve(site, swarm, identity, participation=participation))

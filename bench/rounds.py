@@ -1,0 +1,250 @@
+"""What a round costs: real node processes on loopback, no training, ledger and full verification on.
+
+    python -m bench.rounds [--members 4] [--rounds 10] [--megabytes 0.4 --megabytes 40] [--json FILE]
+
+For each model size: seconds a round (median), CPU seconds a round (all nodes), bytes on the wire a round (loopback's
+counter), peak memory of a node, start-up until the first closed round; beside them torch's gloo doing gather, mean and
+broadcast with as many processes, and a copy of the model in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from swarm.learn.session import Session
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured for one model size."""
+
+    model_mb: float
+    round_s: float
+    round_s_max: float
+    cpu_s: float
+    wire_mb: float
+    memory_mb: float
+    start_s: float
+    gloo_s: float
+    memcpy_s: float
+
+
+def _model(folder: Path, parameters: int) -> Path:
+    from swarm.merge import Schema, write_tensors
+
+    schema = Schema.of({"weight": np.zeros(parameters, np.float32)})
+    path = folder / "genesis.safetensors"
+    write_tensors(path, schema, {"weight": np.zeros(parameters, np.float32)})
+    return path
+
+
+def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
+    """A training process that does not train: it submits the same update each round and notes when rounds closed."""
+    from swarm.merge import Schema, write_tensors
+
+    schema = Schema.of_file(genesis)
+    parameters = schema.tensors[0].shape[0]
+    rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
+    update = genesis.parent / f"update-{site.stem}.safetensors"
+    write_tensors(update, schema, {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)})
+    times = [time.time()]
+    with Session(site) as session:
+        here = session.call("swarm_attach", run=run)
+        while not here["finished"]:
+            sent = here["round"]
+            offered = update.with_name(f"{update.stem}-{sent}.safetensors")
+            os.link(update, offered)
+            session.call(
+                "swarm_submit", run=here["id"], round=sent, path=str(offered), weight=100, metrics={"loss": 1.0}
+            )
+            here |= session.call("swarm_wait", run=here["id"], round=sent)
+            offered.unlink(missing_ok=True)
+            times.append(time.time())
+    marks.write_text(json.dumps(times))
+
+
+def _gloo(rank: int, size: int, parameters: int, rounds: int, port: int, result: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    mine = torch.full((parameters,), float(rank))
+    parts = [torch.empty_like(mine) for _ in range(size)] if rank == 0 else None
+    times = []
+    for _ in range(rounds):
+        dist.barrier()
+        start = time.perf_counter()
+        dist.gather(mine, parts)
+        merged = torch.stack(parts).mean(0) if parts is not None else torch.empty_like(mine)
+        dist.broadcast(merged, 0)
+        times.append(time.perf_counter() - start)
+    if rank == 0:
+        result.put(statistics.median(times))
+    dist.destroy_process_group()
+
+
+def gloo_seconds(members: int, parameters: int, rounds: int) -> float:
+    """Median seconds of gather, mean and broadcast of one float32 vector between `members` processes."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    result = context.Queue()
+    jobs = [
+        context.Process(target=_gloo, args=(rank, members, parameters, rounds, port, result)) for rank in range(members)
+    ]
+    for job in jobs:
+        job.start()
+    seconds = float(result.get(timeout=120))
+    for job in jobs:
+        job.join()
+    return seconds
+
+
+def memcpy_seconds(parameters: int) -> float:
+    """Median seconds to copy one float32 vector."""
+    source = np.ones(parameters, np.float32)
+    target = np.empty_like(source)
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _swarm(*arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "swarm", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"swarm {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+
+
+def measure(members: int, megabytes: float, rounds: int) -> Cost:
+    """Start `members` nodes on loopback, close `rounds` rounds with a model of this size, and stop them."""
+    parameters = int(megabytes * 1e6 / 4)
+    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    names = [f"site{index}" for index in range(members)]
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        consortium = folder / "consortium"
+        _swarm("init", str(consortium), "--members", ",".join(names), "--base-port", "0")
+        sites = [consortium / "sites" / f"{name}.toml" for name in names]
+        genesis = _model(folder, parameters)
+        policy = folder / "policy.toml"
+        policy.write_text(
+            f'[run]\nname = "bench"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = {members}\n'
+            "submit_s = 60\nmerge_s = 60\nattest_s = 60\n"
+        )
+        started = time.time()
+        for site in sites:
+            with (folder / f"{site.stem}.log").open("wb") as log:
+                nodes.append(
+                    subprocess.Popen([sys.executable, "-m", "swarm", "node", str(site)], stdout=log, stderr=log)
+                )
+        for site in sites:
+            with Session(site, patience_s=60) as session:
+                session.call("swarm_status")
+        _swarm("run", "propose", str(sites[0]), str(policy), "--model", str(genesis))
+        for site in sites[1:]:
+            _swarm("run", "approve", str(site), "bench")
+        processes = [psutil.Process(node.pid) for node in nodes]
+        before_cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
+        before_wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+        context = multiprocessing.get_context("spawn")
+        jobs = [
+            context.Process(target=_train, args=(site, "bench", genesis, folder / f"{site.stem}.json"))
+            for site in sites
+        ]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - before_cpu
+        wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before_wire
+        memory = max(_peak_bytes(process.pid) for process in processes)
+        times = json.loads((folder / f"{names[0]}.json").read_text())
+        gaps = [later - earlier for earlier, later in zip(times[1:], times[2:], strict=False)]
+        return Cost(
+            model_mb=megabytes,
+            round_s=statistics.median(gaps),
+            round_s_max=max(gaps),
+            cpu_s=cpu_s / rounds,
+            wire_mb=wire / rounds / 1e6,
+            memory_mb=memory / 1e6,
+            start_s=times[1] - started,
+            gloo_s=gloo_seconds(members, parameters, 5),
+            memcpy_s=memcpy_seconds(parameters),
+        )
+    finally:
+        for node in nodes:
+            node.send_signal(signal.SIGTERM)
+        for node in nodes:
+            node.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _peak_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def main(
+    members: Annotated[int, typer.Option(help="Node processes.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds to close for each size.")] = 10,
+    megabytes: Annotated[list[float] | None, typer.Option(help="Model sizes; more than one may be given.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+) -> None:
+    """Print what a round costs at each model size."""
+    table = Table(title=f"{members} nodes on loopback, {rounds} rounds, no training, every member verifies")
+    for heading in (
+        "model MB", "s / round", "max", "CPU-s / round", "wire MB / round", "peak MB a node", "first round after s",
+        "gloo s", "x gloo", "memcpy s",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    costs = []
+    for size in megabytes or [0.4, 40.0]:
+        cost = measure(members, size, rounds)
+        costs.append(cost)
+        table.add_row(
+            f"{cost.model_mb:g}",
+            f"{cost.round_s:.2f}",
+            f"{cost.round_s_max:.2f}",
+            f"{cost.cpu_s:.2f}",
+            f"{cost.wire_mb:.1f}",
+            f"{cost.memory_mb:.0f}",
+            f"{cost.start_s:.1f}",
+            f"{cost.gloo_s:.4f}",
+            f"{cost.round_s / cost.gloo_s:.1f}",
+            f"{cost.memcpy_s:.4f}",
+        )
+    Console().print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

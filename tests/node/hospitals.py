@@ -1,0 +1,142 @@
+"""Real node processes on loopback, and training that does not train, for tests of the whole way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swarm.cli.consortium import seats, write_consortium
+from swarm.config import load_site
+from swarm.learn.attach import Node
+from swarm.merge import Schema, write_tensors
+
+PARAMETERS = 1_000
+
+
+class Hospitals:
+    """A consortium of node processes in a folder; every process is gone when the `with` ends."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self.folder = folder / "consortium"
+        sites = write_consortium(self.folder, name="test", members=seats(names, base_port=0))
+        self.sites = dict(zip(names, sites, strict=True))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.finals: dict[str, str] = {}
+        self.trails: dict[str, list[tuple[float, int]]] = {}
+        self.failures: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Hospitals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait(10)
+
+    def start(self, name: str, *, kind: str | None = None) -> None:
+        """Start a site's node; `kind` names a node of `tests.node.rule_breakers` that breaks a rule."""
+        command = [sys.executable, "-m", "swarm", "node", str(self.sites[name])]
+        if kind is not None:
+            command = [sys.executable, "-m", "tests.node.rule_breakers", str(self.sites[name]), kind]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: nothing is flushed, nothing is said."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait(10)
+
+    def log(self, name: str) -> str:
+        """What a node printed."""
+        return (self.folder / f"{name}.log").read_text()
+
+    def ask(self, name: str, method: str, **params: Any) -> Any:
+        """One request to a site's node, waiting for the node to answer."""
+        with Node(load_site(self.sites[name]), patience_s=30) as node:
+            return node.call(method, **params)
+
+    def swarm(self, *arguments: str) -> str:
+        """A command of the command line; what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "swarm", *arguments], capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, f"swarm {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def open_run(self, *, rounds: int, submit_s: float = 4.0, merge_s: float = 2.0, attest_s: float = 2.0) -> None:
+        """Propose a run called `test` and let every operator approve it."""
+        names = list(self.sites)
+        genesis = self.folder / "genesis.safetensors"
+        tensors = {"weight": np.zeros(PARAMETERS, np.float32)}
+        write_tensors(genesis, Schema.of(tensors), tensors)
+        policy = self.folder / "policy.toml"
+        policy.write_text(
+            f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = 2\n'
+            f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
+        )
+        self.swarm("run", "propose", str(self.sites[names[0]]), str(policy), "--model", str(genesis))
+        for name in names[1:]:
+            self.swarm("run", "approve", str(self.sites[name]), "test")
+
+    def train(self, name: str, *, pause_s: float = 0.05) -> None:
+        """Training in a thread, until the run ends: it survives its node's restarts as a training process does."""
+
+        def work() -> None:
+            try:
+                self._train(name, pause_s)
+            except BaseException as error:
+                self.failures.append(error)
+
+        thread = threading.Thread(target=work, name=f"training at {name}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _train(self, name: str, pause_s: float) -> None:
+        rng = np.random.default_rng(sum(name.encode()))
+        trail = self.trails.setdefault(name, [])
+        tensors = {"weight": np.zeros(PARAMETERS, np.float32)}
+        schema = Schema.of(tensors)
+        with Node(load_site(self.sites[name]), patience_s=60) as node:
+            node.on_return = lambda: None
+            here = node.call("swarm_attach", run="test")
+            while not here["finished"]:
+                time.sleep(pause_s)
+                sent = here["round"]
+                path = self.folder / f"update-{name}-{sent}.safetensors"
+                values = rng.normal(0, 1e-2, PARAMETERS).astype(np.float32)
+                write_tensors(path, schema, {"weight": values})
+                metrics = {"loss": 1.0 / (1 + sent)}
+                node.call("swarm_submit", run=here["id"], round=sent, path=os.fspath(path), weight=100, metrics=metrics)
+                here |= node.call("swarm_wait", run=here["id"], round=sent)
+                trail.append((time.monotonic(), here["round"]))
+            self.finals[name] = here["checkpoint"]
+
+    def join(self, timeout_s: float = 60.0) -> None:
+        """Wait until training ended everywhere, and raise what it raised."""
+        until = time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0.1))
+            if self.failures:
+                raise self.failures[0]
+            assert not thread.is_alive(), f"{thread.name} has not ended after {timeout_s} s\n{self._tails()}"
+
+    def wait_for(self, holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+        """Poll until `holds`."""
+        until = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < until, f"{what}: not within {timeout_s} s\n{self._tails()}"
+            time.sleep(0.05)
+
+    def _tails(self) -> str:
+        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self.sites)

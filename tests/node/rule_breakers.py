@@ -1,0 +1,125 @@
+"""Nodes that break a rule, as real processes: `python -m tests.node.rule_breakers SITE.toml KIND`.
+
+Dying nodes kill themselves with SIGKILL when they lead the round that `DIE_IN_ROUND` names, at the step their kind says.
+Lying nodes publish a checkpoint that is not the merge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from swarm.cli import set_up_logging
+from swarm.encoding import sha256
+from swarm.node.participation import Participation
+from swarm.node.process import run_node
+from swarm.rounds import Attest, Duty, Merge, Phase, Publish
+
+DIE_IN_ROUND = 2
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Dying(Participation):
+    """Knows whether it leads the round in which it dies."""
+
+    def leads_the_last(self) -> bool:
+        """This node leads the round it dies in, in the round's first view."""
+        states = [effort.state for effort in self.efforts.values() if effort.state is not None]
+        return any(s.round == DIE_IN_ROUND and s.leader == self._me and s.view == 0 for s in states)
+
+
+class DiesAfterSubmit(_Dying):
+    """Dies as soon as it knows that it leads: before it fetches or merges."""
+
+    def _start_duties(self) -> None:
+        if self.leads_the_last():
+            _die()
+        super()._start_duties()
+
+
+class DiesDuringFetch(_Dying):
+    """Dies with every update fetched and the merge begun."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Merge) and self.leads_the_last():
+            await asyncio.sleep(0.01)
+            _die()
+        await super()._perform(duty)
+
+
+class DiesAfterPublish(_Dying):
+    """Dies when its publication is on the ledger."""
+
+    async def _perform(self, duty: Duty) -> None:
+        await super()._perform(duty)
+        if isinstance(duty, Publish) and duty.round == DIE_IN_ROUND:
+            _die()
+
+
+class DiesDuringAttest(_Dying):
+    """Dies when the first other member attested its publication."""
+
+    def _start_duties(self) -> None:
+        for effort in self.efforts.values():
+            state = effort.state
+            if self.leads_the_last() and state is not None and state.phase is Phase.ATTEST and len(state.attested) > 1:
+                _die()
+        super()._start_duties()
+
+
+class PublishesAnother(Participation):
+    """Publishes a digest that is not its merge's, whenever it leads, and attests everything unseen."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Publish):
+            duty = replace(duty, checkpoint=sha256(duty.checkpoint))
+        await super()._perform(duty)
+
+
+class PublishesOneBit(Participation):
+    """Publishes, and serves, a checkpoint with one bit changed."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Publish):
+            size = self._store.size(duty.checkpoint)
+            data = bytearray(self._store.read(duty.checkpoint, 0, size))
+            data[-1] ^= 1
+            duty = replace(duty, checkpoint=self._store.put(bytes(data)))
+        await super()._perform(duty)
+
+
+class NeverSpeaks(Participation):
+    """Submits, but neither publishes nor attests."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Publish | Attest):
+            await asyncio.sleep(0.5)
+            self._running.pop(duty, None)
+            self._stir()
+            return
+        await super()._perform(duty)
+
+
+KINDS: dict[str, type[Participation]] = {
+    kind.__name__: kind
+    for kind in (
+        DiesAfterSubmit,
+        DiesDuringFetch,
+        DiesAfterPublish,
+        DiesDuringAttest,
+        PublishesAnother,
+        PublishesOneBit,
+        NeverSpeaks,
+    )
+}
+
+if __name__ == "__main__":
+    set_up_logging()
+    run_node(Path(sys.argv[1]), participation=KINDS[sys.argv[2]])
