@@ -1,6 +1,6 @@
 """Nodes that break a rule, as real processes: `python -m tests.node.rule_breakers SITE.toml KIND`.
 
-Dying nodes kill themselves with SIGKILL when they lead the round that `DIE_IN_ROUND` names, at the step their kind says.
+Dying nodes kill themselves with SIGKILL when they lead the round `DIE_IN_ROUND`, at the step that their kind names.
 Lying nodes publish a checkpoint that is not the merge.
 """
 
