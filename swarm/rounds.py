@@ -208,7 +208,8 @@ def duties(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s:
         owed.add(Fetch(state.base, others))
     absent = [s for s in state.merged if s.digest not in have.objects]
     for submission in absent:
-        owed.add(Fetch(submission.digest, (submission.member, *(m for m in others if m != submission.member))))
+        owner = tuple(m for m in (submission.member,) if m != me)
+        owed.add(Fetch(submission.digest, owner + tuple(m for m in others if m not in owner)))
     submitters = {s.member for s in state.merged}
 
     if state.phase is Phase.SUBMIT:

@@ -1,0 +1,506 @@
+"""What a member owes: a table of situations, and what holds in every state however strange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm.encoding import ZERO_ADDRESS, Address, Digest, sha256
+from swarm.rounds import (
+    ADVANCE_STAGGER_S,
+    Advance,
+    Attest,
+    Duty,
+    Fetch,
+    Have,
+    Merge,
+    Phase,
+    Publish,
+    Refuse,
+    ReportMissing,
+    RoundState,
+    RunState,
+    Submission,
+    Submit,
+    Update,
+    advance_due_s,
+    duties,
+    fault_max,
+    leader_of,
+    next_change_s,
+)
+
+RUN, ROUND, VIEW = 7, 3, 1
+NOW_S, DEADLINE_S, MERGE_S = 1000.0, 1010.0, 8.0
+
+
+def digest(text: str) -> Digest:
+    return sha256(text.encode())
+
+
+def address(index: int) -> Address:
+    return bytes([index]) * 20
+
+
+A, B, C, D = (address(i) for i in range(1, 5))
+BASE, MERGED, WRONG = digest("base"), digest("merged"), digest("wrong")
+UPDATE = Update(ROUND, digest("my update"), 10)
+
+
+def submission(member: Address, *, struck: bool = False) -> Submission:
+    return Submission(member, digest(f"update of {member[0]}"), 10, struck)
+
+
+ALL = tuple(submission(member) for member in (A, B, C, D))
+EVERYTHING = frozenset({BASE, *(s.digest for s in ALL)})
+
+
+def state(
+    phase: Phase,
+    submissions: tuple[Submission, ...] = ALL,
+    *,
+    leader: Address = B,
+    published: Digest | None = None,
+    attested: Iterable[Address] = (),
+    refused: Iterable[Address] = (),
+    missing: Iterable[tuple[Address, Address]] = (),
+    expected: tuple[Address, ...] = (A, B, C, D),
+    deadline_s: float = DEADLINE_S,
+    of_run: RunState = RunState.OPEN,
+) -> RoundState:
+    return RoundState(
+        run=RUN,
+        state=of_run,
+        round=ROUND,
+        phase=phase,
+        view=VIEW,
+        leader=ZERO_ADDRESS if phase is Phase.SUBMIT else leader,
+        base=BASE,
+        seed=digest("seed"),
+        opened_s=990.0,
+        deadline_s=deadline_s,
+        expected=expected,
+        submissions=submissions,
+        published=published,
+        attested=frozenset(attested),
+        refused=frozenset(refused),
+        missing=frozenset(missing),
+    )
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A member's view of a round, and what it owes in it."""
+
+    claim: str
+    state: RoundState
+    have: Have
+    owed: frozenset[Duty]
+    me: Address = A
+    now_s: float = NOW_S
+
+
+def fetch(what: Digest, *sources: Address) -> Fetch:
+    return Fetch(what, sources)
+
+
+MERGE = Merge(RUN, ROUND, BASE, ALL)
+SUBMIT = Submit(RUN, ROUND, UPDATE, (B, C, D), 2)
+ATTEST = Attest(RUN, ROUND, VIEW, MERGED)
+REFUSE = Refuse(RUN, ROUND, VIEW, B, WRONG, MERGED)
+HALF_S = DEADLINE_S - MERGE_S / 2
+WITHOUT_C = EVERYTHING - {ALL[2].digest}
+STRUCK_C = (ALL[0], ALL[1], submission(C, struck=True), ALL[3])
+
+SITUATIONS = [
+    Situation(
+        "a fresh site has to get the checkpoint first",
+        state(Phase.SUBMIT, (), deadline_s=0),
+        Have(),
+        frozenset({fetch(BASE, B, C, D)}),
+    ),
+    Situation("training takes its time", state(Phase.SUBMIT, (), deadline_s=0), Have(EVERYTHING), frozenset()),
+    Situation(
+        "an update is submitted with custody at one more than may be faulty",
+        state(Phase.SUBMIT, (), deadline_s=0),
+        Have(EVERYTHING, UPDATE),
+        frozenset({SUBMIT}),
+    ),
+    Situation(
+        "who submitted is asked for custody before those who are only expected",
+        state(Phase.SUBMIT, (submission(D),)),
+        Have(EVERYTHING, UPDATE),
+        frozenset({replace(SUBMIT, custodians=(D, B, C))}),
+    ),
+    Situation(
+        "an update of an earlier round is not submitted",
+        state(Phase.SUBMIT, (), deadline_s=0),
+        Have(EVERYTHING, replace(UPDATE, round=ROUND - 1)),
+        frozenset(),
+    ),
+    Situation(
+        "nobody submits twice",
+        state(Phase.SUBMIT, (submission(A), submission(B))),
+        Have(EVERYTHING, UPDATE),
+        frozenset(),
+    ),
+    Situation(
+        "alone in a run there is nobody to give custody to",
+        state(Phase.SUBMIT, (), expected=(A,), deadline_s=0),
+        Have(EVERYTHING, UPDATE),
+        frozenset({replace(SUBMIT, custodians=(), custodians_min=0)}),
+    ),
+    Situation(
+        "updates are fetched as they are submitted, from their owner first",
+        state(Phase.SUBMIT, (submission(A), submission(C))),
+        Have(frozenset({BASE, ALL[0].digest})),
+        frozenset({fetch(ALL[2].digest, C, B, D)}),
+    ),
+    Situation("with everything here, everybody merges", state(Phase.MERGE), Have(EVERYTHING), frozenset({MERGE})),
+    Situation(
+        "a follower that submitted nothing merges too",
+        state(Phase.MERGE, ALL[1:]),
+        Have(EVERYTHING),
+        frozenset({replace(MERGE, submissions=ALL[1:])}),
+    ),
+    Situation(
+        "the struck are left out of the merge",
+        state(Phase.MERGE, STRUCK_C),
+        Have(WITHOUT_C),
+        frozenset({replace(MERGE, submissions=tuple(s for s in STRUCK_C if not s.struck))}),
+    ),
+    Situation(
+        "without an update there is no merge, and no report while there is time",
+        state(Phase.MERGE),
+        Have(WITHOUT_C),
+        frozenset({fetch(ALL[2].digest, C, B, D)}),
+    ),
+    Situation(
+        "at half of the time an absent update is reported",
+        state(Phase.MERGE),
+        Have(WITHOUT_C),
+        frozenset({fetch(ALL[2].digest, C, B, D), ReportMissing(RUN, ROUND, C)}),
+        now_s=HALF_S,
+    ),
+    Situation(
+        "an update is reported once",
+        state(Phase.MERGE, missing=[(A, C), (B, D)]),
+        Have(WITHOUT_C),
+        frozenset({fetch(ALL[2].digest, C, B, D)}),
+        now_s=HALF_S,
+    ),
+    Situation(
+        "who submitted nothing reports nobody",
+        state(Phase.MERGE, ALL[1:]),
+        Have(WITHOUT_C),
+        frozenset({fetch(ALL[2].digest, C, B, D)}),
+        now_s=HALF_S,
+    ),
+    Situation(
+        "nobody is reported for a checkpoint that this node lacks",
+        state(Phase.MERGE),
+        Have(EVERYTHING - {BASE}),
+        frozenset({fetch(BASE, B, C, D)}),
+        now_s=HALF_S,
+    ),
+    Situation("who is not the leader waits", state(Phase.MERGE), Have(EVERYTHING, None, MERGED), frozenset()),
+    Situation(
+        "the leader publishes what it merged",
+        state(Phase.MERGE, leader=A),
+        Have(EVERYTHING, None, MERGED),
+        frozenset({Publish(RUN, ROUND, VIEW, MERGED)}),
+    ),
+    Situation(
+        "a leader that has not merged does not publish",
+        state(Phase.MERGE, leader=A),
+        Have(EVERYTHING),
+        frozenset({MERGE}),
+    ),
+    Situation(
+        "the same digest is attested",
+        state(Phase.ATTEST, published=MERGED, attested=[B]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset({ATTEST}),
+    ),
+    Situation(
+        "another digest is refused",
+        state(Phase.ATTEST, published=WRONG, attested=[B]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset({REFUSE}),
+    ),
+    Situation(
+        "nobody attests what it has not merged",
+        state(Phase.ATTEST, published=MERGED, attested=[B]),
+        Have(EVERYTHING),
+        frozenset({MERGE}),
+    ),
+    Situation(
+        "nobody attests twice",
+        state(Phase.ATTEST, published=MERGED, attested=[A, B]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset(),
+    ),
+    Situation(
+        "who refused does not refuse again",
+        state(Phase.ATTEST, published=WRONG, attested=[B], refused=[A]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset(),
+    ),
+    Situation(
+        "who submitted nothing has no say",
+        state(Phase.ATTEST, ALL[1:], published=WRONG, attested=[B]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset(),
+    ),
+    Situation(
+        "who was struck has no say",
+        state(Phase.ATTEST, STRUCK_C, published=WRONG, attested=[B]),
+        Have(EVERYTHING, None, MERGED),
+        frozenset(),
+        me=C,
+    ),
+    Situation(
+        "after the deadline somebody asks the contract to go on",
+        state(Phase.MERGE),
+        Have(EVERYTHING, None, MERGED),
+        frozenset({Advance(RUN, ROUND, VIEW, Phase.MERGE)}),
+        me=C,
+        now_s=DEADLINE_S + 4 * ADVANCE_STAGGER_S,
+    ),
+    Situation(
+        "a finished run asks for nothing",
+        state(Phase.SUBMIT, of_run=RunState.FINISHED),
+        Have(),
+        frozenset(),
+        now_s=DEADLINE_S + 100,
+    ),
+    Situation(
+        "a stopped run asks for nothing",
+        state(Phase.MERGE, of_run=RunState.STOPPED),
+        Have(),
+        frozenset(),
+        now_s=DEADLINE_S + 100,
+    ),
+]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.claim)
+def test_the_table(situation: Situation) -> None:
+    found = duties(situation.state, situation.me, situation.have, situation.now_s, merge_s=MERGE_S)
+    assert found == situation.owed
+
+
+# --- what holds in every state
+
+MEMBERS = tuple(address(i) for i in range(1, 9))
+DIGESTS = st.sampled_from([BASE, MERGED, WRONG])
+members = st.sampled_from(MEMBERS)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> RoundState:
+    who = draw(st.lists(members, unique=True, max_size=8))
+    submissions = tuple(submission(member, struck=draw(st.booleans())) for member in who)
+    some = st.frozensets(members)
+    return RoundState(
+        run=RUN,
+        state=draw(st.sampled_from(RunState)),
+        round=ROUND,
+        phase=draw(st.sampled_from(Phase)),
+        view=draw(st.integers(0, 20)),
+        leader=draw(st.sampled_from([ZERO_ADDRESS, *MEMBERS])),
+        base=BASE,
+        seed=draw(st.binary(min_size=32, max_size=32)),
+        opened_s=990.0,
+        deadline_s=draw(st.sampled_from([0.0, DEADLINE_S])),
+        expected=tuple(draw(st.lists(members, unique=True, max_size=8))),
+        submissions=submissions,
+        published=draw(st.none() | DIGESTS),
+        attested=draw(some),
+        refused=draw(some),
+        missing=draw(st.frozensets(st.tuples(members, members), max_size=6)),
+    )
+
+
+@st.composite
+def haves(draw: st.DrawFn) -> Have:
+    objects = draw(st.frozensets(st.sampled_from([BASE, *(submission(m).digest for m in MEMBERS)])))
+    update = draw(st.none() | st.builds(Update, st.integers(ROUND - 1, ROUND + 1), DIGESTS, st.integers(1, 100)))
+    return Have(objects, update, draw(st.none() | DIGESTS))
+
+
+times = st.floats(985.0, 1030.0)
+thorough = settings(max_examples=600, deadline=None)
+
+
+def owed_of_kind(kind: type[Duty], owed: frozenset[Duty]) -> list[Duty]:
+    return [duty for duty in owed if isinstance(duty, kind)]
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_a_verdict_rests_on_an_own_merge_and_says_what_it_found(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    for duty in duties(state, me, have, now_s, merge_s=MERGE_S):
+        if isinstance(duty, Attest):
+            assert have.merged is not None
+            assert have.merged == state.published == duty.checkpoint
+        if isinstance(duty, Refuse):
+            assert have.merged is not None
+            assert duty.found == have.merged != state.published == duty.published
+        if isinstance(duty, Attest | Refuse):
+            assert state.phase is Phase.ATTEST
+            assert me not in state.attested | state.refused
+            assert me in {s.member for s in state.merged}
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_only_the_leader_publishes_and_only_what_it_merged(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    for duty in owed_of_kind(Publish, duties(state, me, have, now_s, merge_s=MERGE_S)):
+        assert isinstance(duty, Publish)
+        assert me == state.leader
+        assert duty.checkpoint == have.merged
+        assert state.phase is Phase.MERGE
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_a_merge_is_owed_only_with_every_byte_here_and_takes_all_that_are_not_struck(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    for duty in owed_of_kind(Merge, duties(state, me, have, now_s, merge_s=MERGE_S)):
+        assert isinstance(duty, Merge)
+        assert {duty.base, *(s.digest for s in duty.submissions)} <= have.objects
+        assert duty.submissions == tuple(s for s in state.submissions if not s.struck)
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_what_is_here_is_not_fetched_and_nobody_asks_itself(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    owed = duties(state, me, have, now_s, merge_s=MERGE_S)
+    fetched = [duty.digest for duty in owed if isinstance(duty, Fetch)]
+    assert not set(fetched) & have.objects
+    assert len(fetched) == len(set(fetched))
+    for duty in owed:
+        if isinstance(duty, Fetch):
+            assert me not in duty.sources
+            assert len(duty.sources) == len(set(duty.sources))
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_custody_is_asked_of_others_and_never_of_more_than_there_are(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    for duty in owed_of_kind(Submit, duties(state, me, have, now_s, merge_s=MERGE_S)):
+        assert isinstance(duty, Submit)
+        assert me not in duty.custodians
+        assert len(set(duty.custodians)) == len(duty.custodians)
+        assert duty.custodians_min <= len(duty.custodians)
+        swarm = len(duty.custodians) + 1
+        assert duty.custodians_min == min(fault_max(swarm) + 1, swarm - 1)
+        assert duty.update.round == state.round
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_nobody_owes_anything_in_a_run_that_is_not_open(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    if state.state is not RunState.OPEN:
+        assert duties(state, me, have, now_s, merge_s=MERGE_S) == frozenset()
+        assert next_change_s(state, me, now_s, merge_s=MERGE_S) is None
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_only_absent_updates_of_others_are_reported_and_not_before_half_of_the_time(
+    state: RoundState, me: Address, have: Have, now_s: float
+) -> None:
+    for duty in owed_of_kind(ReportMissing, duties(state, me, have, now_s, merge_s=MERGE_S)):
+        assert isinstance(duty, ReportMissing)
+        assert duty.member != me
+        assert submission(duty.member) in state.submissions
+        assert submission(duty.member).digest not in have.objects
+        assert (me, duty.member) not in state.missing
+        assert now_s >= state.deadline_s - MERGE_S / 2
+
+
+@thorough
+@given(states())
+def test_exactly_one_member_is_the_first_to_advance(state: RoundState) -> None:
+    state = replace(state, state=RunState.OPEN, deadline_s=DEADLINE_S)
+    concerned = sorted(set(state.expected) | {s.member for s in state.submissions})
+    due = sorted(advance_due_s(state, member) for member in MEMBERS)
+    if concerned:
+        assert due[0] >= DEADLINE_S
+        assert due.count(due[0]) == 1
+        assert due[0] == min(advance_due_s(state, member) for member in concerned)
+    if len(concerned) > 1 and state.leader in concerned:
+        assert advance_due_s(state, state.leader) > due[0]
+
+
+@thorough
+@given(states(), members, haves(), times, times)
+def test_next_change_names_every_moment_at_which_duties_change_by_themselves(
+    state: RoundState, me: Address, have: Have, one_s: float, other_s: float
+) -> None:
+    before_s, after_s = sorted((one_s, other_s))
+    if duties(state, me, have, before_s, merge_s=MERGE_S) != duties(state, me, have, after_s, merge_s=MERGE_S):
+        change_s = next_change_s(state, me, before_s, merge_s=MERGE_S)
+        assert change_s is not None
+        assert before_s < change_s <= after_s
+
+
+@thorough
+@given(states(), members, haves(), times)
+def test_the_same_situation_owes_the_same(state: RoundState, me: Address, have: Have, now_s: float) -> None:
+    first = duties(state, me, have, now_s, merge_s=MERGE_S)
+    assert first == duties(replace(state), me, replace(have), now_s, merge_s=MERGE_S)
+
+
+@thorough
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 50), st.lists(st.booleans(), min_size=1, max_size=8))
+def test_views_in_a_row_ask_every_eligible_member_to_lead(seed: Digest, view: int, struck: list[bool]) -> None:
+    submissions = tuple(
+        submission(member, struck=out) for member, out in zip(MEMBERS[: len(struck)], struck, strict=True)
+    )
+    unstruck = [s.member for s in submissions if not s.struck]
+    if unstruck:
+        leads = frozenset(MEMBERS[::2])
+        eligible = [m for m in unstruck if m in leads] or unstruck
+        found = {leader_of(seed, view + step, submissions, leads) for step in range(len(eligible))}
+        assert found == set(eligible)
+
+
+# --- a planted mistake: each property above must be able to fail
+
+
+def attest_blindly(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float) -> frozenset[Duty]:
+    """What a member owes if it trusts the leader."""
+    owed = duties(state, me, have, now_s, merge_s=merge_s)
+    submitters = {s.member for s in state.merged}
+    if state.published is not None and me in submitters - state.attested and state.phase is Phase.ATTEST:
+        owed |= {Attest(state.run, state.round, state.view, state.published)}
+    return owed
+
+
+def test_blind_attestation_is_caught_by_the_table() -> None:
+    caught = [s.claim for s in SITUATIONS if attest_blindly(s.state, s.me, s.have, s.now_s, merge_s=MERGE_S) != s.owed]
+    assert "nobody attests what it has not merged" in caught
+    assert "another digest is refused" in caught
+
+
+@pytest.mark.parametrize(("members", "faults"), [(1, 0), (2, 0), (3, 0), (4, 1), (6, 1), (7, 2), (10, 3)])
+def test_fewer_than_a_third_may_be_faulty(members: int, faults: int) -> None:
+    assert fault_max(members) == faults
