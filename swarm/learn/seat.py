@@ -1,0 +1,105 @@
+"""A site's seat in one run: joins it, hands in an update, and learns where the run goes on.
+
+Used by everything in this package that takes part; knows no tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swarm.config import Policy
+from swarm.errors import StorageError
+from swarm.learn.attach import Node
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands."""
+
+    round: int
+    checkpoint: str
+    """The digest, `0x…`."""
+    path: Path
+    """The checkpoint's file in the site's store; not to be written to."""
+    finished: bool
+
+
+class Seat:
+    """One run, by name, at one site's node."""
+
+    def __init__(self, node: Node, run: str) -> None:
+        self.run = run
+        self._node = node
+        self._id = 0
+        self._policy: Policy | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """What the members agreed for this run."""
+        if self._policy is None:
+            raise ValueError("the policy is known once the run is joined")
+        return self._policy
+
+    def take(self) -> Place:
+        """Join the run, once it is open and this site's operator approved it, and see where it stands."""
+        answer = self._node.call("swarm_attach", run=self.run if self._policy is None else str(self._id))
+        self._id = answer["id"]
+        self._policy = Policy(**answer["policy"])
+        self._node.on_return = self._take_again
+        return _place(answer)
+
+    def _take_again(self) -> None:
+        """A node that was started again does not know that training is attached."""
+        logger.info("run %s: the node is back", self.run)
+        self.take()
+
+    @contextlib.contextmanager
+    def update_file(self) -> Iterator[Path]:
+        """A file of the site's folder for an update, gone afterwards."""
+        folder = self._node.site.folder / "updates"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self._id}-") as inner:
+                yield Path(inner) / "update.safetensors"
+        except OSError as error:
+            raise StorageError(f"an update cannot be written to {folder}: {error}") from error
+
+    def exchange(self, place: Place, path: Path, *, samples: int, metrics: Mapping[str, float]) -> Place:
+        """Submit the update of the round that `place` is at, wait for the round's end, and see where the run stands.
+
+        Returns the current place also if the round went on without this update: the site was too late.
+        """
+        weight = min(samples, self.policy.weight_max) if self.policy.weights == "samples" else 1
+        answer = self._node.call(
+            "swarm_submit", run=self._id, round=place.round, path=str(path), weight=weight, metrics=dict(metrics)
+        )
+        if answer["submitted"]:
+            logger.info("run %s round %d: submitted, weight %d", self.run, place.round, weight)
+            after = _place(self._node.call("swarm_wait", run=self._id, round=place.round))
+        else:
+            after = self.take()
+            logger.warning(
+                "run %s round %d: closed without this site's update, which came too late; going on from round %d",
+                self.run, place.round, after.round,
+            )  # fmt: skip
+        return after
+
+    def leave(self, *, keep_node: bool = False) -> None:
+        """Hang up; a node that was started for this run ends too, unless it is kept for the next one."""
+        self._node.on_return = None
+        if keep_node:
+            self._node.hang_up()
+        else:
+            self._node.close()
+
+
+def _place(answer: Mapping[str, Any]) -> Place:
+    return Place(answer["round"], answer["checkpoint"], Path(answer["path"]), answer["finished"])

@@ -1,0 +1,232 @@
+"""What a model exchanges: its state_dict as named tensors, to and from the one canonical file that they make.
+
+Dtypes and integer buffers are kept as they are; tensors that the model ties travel once, under the first of their
+names. A checkpoint is read in place from the store's file, and one tensor at a time is in memory beside the model.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swarm.errors import ConfigError, StorageError
+from swarm.merge.schema import Buffer, Schema, check_same, write_file
+from swarm.merge.schema import Tensor as Entry
+
+DTYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Torch's dtypes and their names in safetensors."""
+_TORCH = {name: dtype for dtype, name in DTYPES.items()}
+
+
+class Checkpoint:
+    """A checkpoint's file, read in place: `tensors` are views of it on the CPU, not to be changed.
+
+    Raises:
+        StorageError: it cannot be read, or is no canonical file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.schema = Schema.of_file(path)
+            with open(path, "rb") as file:
+                # A private mapping: torch warns about read-only memory, and nobody writes to this one.
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"the checkpoint {path} cannot be read: {error}") from error
+        start = len(self.schema.header)
+        self.tensors: Mapping[str, Tensor] = {
+            entry.name: _view(data, start + first, entry) for entry, first, _ in self.schema.placed
+        }
+
+
+class State:
+    """What a model holds now: references into it, not copies.
+
+    Raises:
+        ConfigError: the state_dict holds something that cannot be merged; names it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = _plain(model)
+        state = _checked(self._model.state_dict())
+        first: dict[tuple[object, ...], str] = {}
+        self.names: dict[str, str] = {}
+        """Every name of the state_dict, with the name that its tensor travels under."""
+        for name in sorted(state):
+            self.names[name] = first.setdefault(_memory(name, state[name]), name)
+        self.tensors: Mapping[str, Tensor] = {name: state[name] for name in first.values()}
+
+    def check_fits(self, checkpoint: Checkpoint) -> None:
+        """ConfigError names what differs between the model and a checkpoint."""
+        try:
+            check_same(checkpoint.schema, schema_of(self.tensors))
+        except ValueError as error:
+            tied = [f"{name} is tied to {kept}" for name, kept in self.names.items() if name != kept]
+            hint = f" (in the model, {', '.join(tied[:4])})" if tied else ""
+            raise ConfigError(f"the model does not fit the run: {error}{hint}") from error
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Give the model a checkpoint's parameters, on whatever devices it has them; ConfigError if it does not fit."""
+        self.check_fits(checkpoint)
+        self._model.load_state_dict({name: checkpoint.tensors[kept] for name, kept in self.names.items()})
+
+
+def write_update(state: Mapping[str, Tensor], base: Checkpoint, path: Path, *, range_max: float) -> list[str]:
+    """Write what `state` changed since `base`; the names of the tensors that changed by more than `range_max`.
+
+    Float tensors hold state - base in their own dtype, all others the state's value.
+
+    Raises:
+        ValueError: the change is not finite; names the tensors.
+    """
+    broken: list[str] = []
+    beyond: list[str] = []
+
+    def change(name: str) -> Tensor:
+        value = state[name].detach().cpu()
+        if not value.is_floating_point():
+            return value
+        update = value - base.tensors[name]
+        if update.numel():
+            low, high = (float(bound) for bound in update.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                broken.append(f"{name} ({int((~update.isfinite()).sum())} of {update.numel()} values)")
+            elif max(-low, high) > range_max:
+                beyond.append(name)
+        return update
+
+    _write(path, base.schema, change)
+    if broken:
+        raise ValueError(
+            f"training diverged: the update is not finite in {_some(broken)}; it is not submitted. Lower the learning "
+            "rate, clip the gradients, or look for bad rows; `restart()` goes back to the last checkpoint"
+        )
+    return beyond
+
+
+def save_model(model: nn.Module | Mapping[str, Any], path: str | Path) -> None:
+    """Write the file that a run starts from: equal parameters are equal bytes.
+
+    Args:
+        model: a module, or tensors (torch or numpy) by name.
+        path: the file; one that is there is replaced.
+    Raises:
+        ConfigError: a value that is no tensor, or has a dtype that cannot be merged; names it.
+        StorageError: the file cannot be written.
+    """
+    tensors = State(model).tensors if isinstance(model, nn.Module) else as_tensors(model)
+    _write(Path(path), schema_of(tensors), lambda name: tensors[name].detach().cpu())
+
+
+def as_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Torch tensors of torch or numpy ones; ConfigError names what is neither."""
+    return _checked({name: _of_array(value) for name, value in values.items()})
+
+
+def _of_array(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    try:
+        return torch.from_numpy(np.ascontiguousarray(value))
+    except (TypeError, ValueError):
+        return value  # a dtype that torch does not have: refused by name with the others
+
+
+def schema_of(tensors: Mapping[str, Tensor]) -> Schema:
+    """The schema of tensors by name."""
+    return Schema.of(Entry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items())
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile` and data-parallel wrappers: its names are the same at every site."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _checked(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not values:
+        raise ConfigError("there is nothing to exchange: no parameter, no buffer")
+    faults: list[str] = []
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            faults.append(f"{name} is a {type(value).__name__}, not a tensor")
+        elif nn.parameter.is_lazy(value) or value.is_meta:
+            faults.append(f"{name} has no values yet (run a batch through the model first)")
+        elif value.dtype not in DTYPES or value.layout != torch.strided:
+            faults.append(f"{name} is {value.dtype}, {value.layout}")
+    if faults:
+        raise ConfigError(f"these cannot be exchanged: {_some(faults)}; possible are dense tensors of {_possible()}")
+    return dict(values)
+
+
+def _memory(name: str, tensor: Tensor) -> tuple[object, ...]:
+    """What two names have in common when they are one tensor."""
+    if not tensor.numel():
+        return (name,)
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _view(data: mmap.mmap, offset: int, entry: Entry) -> Tensor:
+    if not entry.count:
+        return torch.empty(entry.shape, dtype=_TORCH[entry.dtype])
+    flat = torch.frombuffer(data, dtype=_TORCH[entry.dtype], count=entry.count, offset=offset)
+    return flat.reshape(entry.shape)
+
+
+def _write(path: Path, schema: Schema, value: Callable[[str], Tensor]) -> None:
+    try:
+        write_file(path, schema, _Lazily(schema, value))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+class _Lazily(Mapping[str, Buffer]):
+    """The bytes of each tensor, made when they are asked for, so that one is in memory at a time."""
+
+    def __init__(self, schema: Schema, value: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(tensor.name for tensor in schema.tensors)
+        self._value = value
+
+    def __getitem__(self, name: str) -> Buffer:
+        flat = self._value(name).contiguous().reshape(-1)
+        return flat.view(torch.uint8).numpy().data
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _some(words: list[str]) -> str:
+    return ", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "")
+
+
+def _possible() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
