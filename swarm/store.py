@@ -31,6 +31,12 @@ DAMAGED_KEPT = 4
 _Stamp = tuple[int, int, int]
 
 
+def object_place(folder: Path, digest: Digest) -> Path:
+    """Where the store in `folder` keeps an object, whether it has it or not."""
+    name = digest.hex()
+    return folder / "objects" / name[:2] / name[2:]
+
+
 class Store:
     """Objects in `folder`, together at most `max_bytes`.
 
@@ -270,8 +276,7 @@ class Store:
     # Below: how.
 
     def _place(self, digest: Digest) -> Path:
-        name = digest.hex()
-        return self.folder / "objects" / name[:2] / name[2:]
+        return object_place(self.folder, digest)
 
     def _scan_objects(self) -> None:
         for place in (self.folder / "objects").glob("??/*"):

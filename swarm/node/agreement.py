@@ -180,7 +180,7 @@ class Agreement:
                 height=height,
                 proposers=proposers,
                 authenticator=self._authenticator,
-                build=lambda: self.ledger.build(self._now_ms()),
+                build=lambda: self.ledger.build(self._now_ms(), self._me),
                 judge=lambda payload: self.ledger.judge(payload, self._now_ms()),
                 digest_of=self.ledger.digest_of,
                 timeout_s=self._view_timeout_s,

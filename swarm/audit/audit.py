@@ -1,0 +1,140 @@
+"""One verdict on a consortium's or a site's folder: was every block agreed and every merge right?
+
+Nothing in the folder is trusted but `swarm.toml`, which an auditor gets from the members. Nothing is written to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swarm.audit.replay import Difference, replayed
+from swarm.audit.retell import retell
+from swarm.config import SwarmConfig, load_site, load_swarm
+from swarm.errors import ConfigError, SwarmError
+from swarm.ledger.genesis import Genesis, genesis_of
+from swarm.ledger.ledger import ExecutionCache
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What was found in one site's folder."""
+
+    site: str
+    blocks: int = 0
+    transactions: int = 0
+    runs: int = 0
+    rounds: int = 0
+    merges: int = 0
+    """Rounds whose merge was done again from the bytes that the store still holds."""
+    objects: int = 0
+    """Objects of the store whose bytes are what their names say."""
+    head: str = ""
+    difference: str | None = None
+    """The first thing that is not as it has to be; None if all is."""
+
+
+@dataclass
+class Report:
+    """What an audit found."""
+
+    sites: list[SiteReport] = field(default_factory=list)
+    first_difference: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Everything was as it has to be."""
+        return self.first_difference is None
+
+    @property
+    def lines(self) -> list[str]:
+        """The findings for a person, one a line."""
+        told = []
+        for site in self.sites:
+            if site.difference is not None:
+                told.append(f"{site.site}: {site.difference}")
+                continue
+            told.append(
+                f"{site.site}: {site.blocks} blocks and {site.transactions} transactions replayed, "
+                f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, {site.objects} objects hashed"
+            )
+        if self.first_difference is not None and not any(site.difference for site in self.sites):
+            told.append(self.first_difference)
+        return told
+
+
+def audit(folder: Path, *, progress: Progress | None = None) -> Report:
+    """Replay the ledger from genesis, derive every round again, and merge again what the store still holds.
+
+    Args:
+        folder: a consortium's (with `swarm.toml` and `sites/`), whose sites' folders are all audited and compared, or
+            one site's (with `ledger/`), in or below the consortium's.
+    Raises:
+        ConfigError: there is nothing here that could be audited.
+    """
+    tell = progress or (lambda what, done, of: None)
+    folder = folder.resolve()
+    config, sites = _find(folder)
+    report = Report()
+    try:
+        genesis = genesis_of(config)
+    except ConfigError as error:
+        report.first_difference = str(error)
+        return report
+    executions = ExecutionCache()
+    for name, place in sites:
+        found = _audit_site(name, place, genesis, executions, tell)
+        report.sites.append(found)
+        if report.first_difference is None and found.difference is not None:
+            report.first_difference = f"{name}: {found.difference}"
+    return report
+
+
+def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionCache, tell: Progress) -> SiteReport:
+    try:
+        with replayed(place, genesis, executions, lambda done, of: tell(f"{name}: blocks", done, of)) as replay:
+            story = retell(replay.ledger, place / "store", lambda done, of: tell(f"{name}: rounds", done, of))
+            return SiteReport(
+                site=name,
+                blocks=replay.ledger.head.number,
+                transactions=replay.transactions,
+                runs=story.runs,
+                rounds=story.rounds,
+                merges=story.merges,
+                objects=story.objects,
+                head=replay.ledger.head.hash.hex(),
+            )
+    except Difference as difference:
+        return SiteReport(site=name, difference=str(difference))
+    except SwarmError as error:
+        return SiteReport(site=name, difference=str(error))
+
+
+def _find(folder: Path) -> tuple[SwarmConfig, list[tuple[str, Path]]]:
+    with _explained(folder):
+        if (folder / "swarm.toml").is_file() and (folder / "sites").is_dir():
+            config = load_swarm(folder / "swarm.toml")
+            sites = [load_site(path) for path in sorted((folder / "sites").glob("*.toml"))]
+            places = [(site.name, site.folder) for site in sites if (site.folder / "ledger").is_dir()]
+            if not places:
+                raise ConfigError(f"no site of {folder} has a ledger yet: no node has run")
+            return config, places
+        if (folder / "ledger").is_dir():
+            for parent in (folder, *list(folder.parents)[:3]):
+                if (parent / "swarm.toml").is_file():
+                    return load_swarm(parent / "swarm.toml"), [(folder.name, folder)]
+            raise ConfigError(f"beside or above {folder} lies no swarm.toml; put the one that the members agreed there")
+    raise ConfigError(f"{folder} is neither a consortium's folder (swarm.toml, sites/) nor a site's (ledger/)")
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read: {error}") from error
