@@ -25,7 +25,9 @@ class Artifact:
 
     def creation(self, *arguments: object) -> bytes:
         """The bytecode that creates the contract with these constructor arguments."""
-        inputs = next((entry["inputs"] for entry in self.abi if entry["type"] == "constructor"), [])
+        inputs: list[dict[str, Any]] = next(
+            (entry["inputs"] for entry in self.abi if entry["type"] == "constructor"), []
+        )
         kinds = [_kind(entry) for entry in inputs]
         return self.bytecode + encode(kinds, arguments)
 

@@ -16,8 +16,8 @@ from swarm.identity import recover
 
 TRANSACTION_MAX_BYTES = 64 << 10
 """The largest call of the contracts carries 512 bytes of metrics; the bound leaves room for others."""
-BLOCK_MAX_BYTES = 8 << 20
-"""A payload travels in one consensus message (16 MiB) with room for the proofs beside it."""
+BLOCK_MAX_BYTES = 7 << 20
+"""With the certificate beside it, a payload stays below the 8 MiB that a consensus message carries."""
 
 EMPTY_LIST_HASH: Digest = keccak256(b"\xc0")
 EMPTY_TRIE_ROOT: Digest = keccak256(b"\x80")

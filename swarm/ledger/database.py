@@ -1,0 +1,282 @@
+"""What a ledger keeps on disk: state, blocks, receipts and certificates in one SQLite file, votes in another.
+
+A block is one transaction: after a crash at any moment the file holds whole blocks only. Blocks can be fetched again
+from other members, so they are not synced one by one (WAL, `synchronous=NORMAL`); a vote cannot, so it is
+(`synchronous=FULL`). SQLite's errors are translated here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swarm.encoding import Digest
+from swarm.errors import ConfigError, StorageError
+
+# A power cut may take the blocks since the last checkpoint of the WAL: 1000 pages, at least ten a block.
+VOTES_KEPT = 256
+
+_LEDGER = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (hash BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (
+    number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, payload BLOB NOT NULL, certificate BLOB NOT NULL,
+    receipts BLOB NOT NULL, bloom BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS transactions (
+    hash BLOB PRIMARY KEY, number INTEGER NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_VOTES = "CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL);"
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """A block as it lies on disk."""
+
+    number: int
+    hash: Digest
+    payload: bytes
+    certificate: bytes
+    receipts: bytes
+    bloom: bytes
+
+
+class Database:
+    """One ledger's folder. One process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open or create.
+
+        Raises:
+            ConfigError: another process has the folder.
+            StorageError: the folder cannot be written, or its files are damaged; says what to do.
+        """
+        self.folder = folder
+        self._path, self._votes_path = folder / "ledger.sqlite", folder / "votes.sqlite"
+        with contextlib.ExitStack() as opened:
+            self._lock = _lock(folder)
+            opened.callback(self._lock.close)
+            with self._translated():
+                self._ledger = _connect(self._path, "NORMAL", _LEDGER)
+            opened.callback(self._ledger.close)
+            with self._translated(votes=True):
+                self._votes = _connect(self._votes_path, "FULL", _VOTES)
+            opened.callback(self._votes.close)
+            self._opened = opened.pop_all()
+
+    def close(self) -> None:
+        """Close both files and let go of the folder."""
+        with self._translated():
+            self._opened.close()
+
+    def damaged(self, found: str) -> StorageError:
+        """The error for a ledger file whose content is not what was written."""
+        return StorageError(
+            f"the ledger in {self._path} is damaged ({found}); move ledger.sqlite* out of {self.folder} (leave "
+            "votes.sqlite* there) and start again: the node fetches every block from the other members and verifies it"
+        )
+
+    # --- state and blocks
+
+    def state(self, digest: Digest) -> bytes | None:
+        """The trie node or code with this hash."""
+        with self._translated():
+            row = self._ledger.execute("SELECT value FROM state WHERE hash = ?", (digest,)).fetchone()
+        return None if row is None else row[0]
+
+    def meta(self, key: str) -> bytes | None:
+        """A value kept under a name."""
+        with self._translated():
+            row = self._ledger.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+    def begin(self, genesis: BlockRow, state: Mapping[bytes, bytes]) -> None:
+        """Write block 0 into an empty file."""
+        with self._transaction() as ledger:
+            ledger.execute("INSERT INTO meta VALUES ('genesis', ?)", (genesis.hash,))
+            _insert(ledger, genesis, state, ())
+
+    def append(
+        self,
+        block: BlockRow,
+        *,
+        state: Mapping[bytes, bytes],
+        transactions: Sequence[Digest],
+        parent_certificate: bytes,
+    ) -> None:
+        """Write a block and all it changed, and the certificate of its parent that it carries: all or nothing."""
+        with self._transaction() as ledger:
+            _insert(ledger, block, state, transactions)
+            if block.number > 1:
+                ledger.execute(
+                    "UPDATE blocks SET certificate = ? WHERE number = ? AND certificate != ?",
+                    (parent_certificate, block.number - 1, parent_certificate),
+                )
+
+    def last(self) -> BlockRow | None:
+        """The block with the greatest number; None in an empty file."""
+        return self._block("ORDER BY number DESC LIMIT 1", ())
+
+    def block(self, number: int) -> BlockRow | None:
+        """A block by number."""
+        return self._block("WHERE number = ?", (number,))
+
+    def block_by_hash(self, digest: Digest) -> BlockRow | None:
+        """A block by hash."""
+        return self._block("WHERE hash = ?", (digest,))
+
+    def block_hash(self, number: int) -> Digest | None:
+        """A block's hash by number."""
+        with self._translated():
+            row = self._ledger.execute("SELECT hash FROM blocks WHERE number = ?", (number,)).fetchone()
+        return None if row is None else row[0]
+
+    def blocks(self, first: int, last: int) -> Iterator[BlockRow]:
+        """The blocks with these numbers, in order, both ends included."""
+        for number in range(first, last + 1):
+            row = self.block(number)
+            if row is None:
+                return
+            yield row
+
+    def blooms(self, first: int, last: int) -> list[tuple[int, bytes]]:
+        """(number, bloom filter) of these blocks, both ends included."""
+        with self._translated():
+            query = "SELECT number, bloom FROM blocks WHERE number BETWEEN ? AND ? ORDER BY number"
+            return self._ledger.execute(query, (first, last)).fetchall()
+
+    def transaction(self, digest: Digest) -> tuple[int, int] | None:
+        """(block number, position) of a transaction."""
+        with self._translated():
+            row = self._ledger.execute("SELECT number, position FROM transactions WHERE hash = ?", (digest,)).fetchone()
+        return None if row is None else (row[0], row[1])
+
+    def _block(self, where: str, values: tuple[object, ...]) -> BlockRow | None:
+        query = f"SELECT number, hash, payload, certificate, receipts, bloom FROM blocks {where}"
+        with self._translated():
+            row = self._ledger.execute(query, values).fetchone()
+        return None if row is None else BlockRow(*row)
+
+    # --- votes
+
+    def save_vote(self, height: int, record: bytes) -> None:
+        """Keep what this validator said at a height; on the disk's plate when this returns."""
+        with self._translated(votes=True), self._votes:
+            self._votes.execute("BEGIN IMMEDIATE")
+            self._votes.execute("INSERT OR REPLACE INTO votes VALUES (?, ?)", (height, record))
+            if height % 16 == 0:
+                self._votes.execute("DELETE FROM votes WHERE height < ?", (height - VOTES_KEPT,))
+
+    def saved_vote(self, height: int) -> bytes | None:
+        """What this validator said at a height."""
+        with self._translated(votes=True):
+            row = self._votes.execute("SELECT record FROM votes WHERE height = ?", (height,)).fetchone()
+        return None if row is None else row[0]
+
+    # --- errors
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            self._ledger.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._ledger
+                self._ledger.execute("COMMIT")
+            except BaseException:
+                if self._ledger.in_transaction:
+                    self._ledger.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _translated(self, *, votes: bool = False) -> Iterator[None]:
+        path = self._votes_path if votes else self._path
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                if not votes:
+                    raise self.damaged(str(error)) from error
+                raise StorageError(
+                    f"the votes in {path} are damaged ({error}); a node that forgot its votes must not vote again at "
+                    "the same height: wait until the other validators have decided another block, then move "
+                    f"votes.sqlite* out of {self.folder} and start"
+                ) from error
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise ConfigError(f"another program has {path} open and locked; close it and start again") from error
+            if code == sqlite3.SQLITE_READONLY:
+                raise StorageError(f"{path} is read-only: make it and its folder writable for this user") from error
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise StorageError(
+                    f"the disk would not take or give the bytes of {path} ({error}); make room or mend the disk and "
+                    "start again: the ledger is whole up to its last block"
+                ) from error
+            raise StorageError(f"{path} cannot be used: {error}") from error
+
+
+def _insert(
+    ledger: sqlite3.Connection, block: BlockRow, state: Mapping[bytes, bytes], transactions: Sequence[Digest]
+) -> None:
+    ledger.executemany("INSERT OR IGNORE INTO state VALUES (?, ?)", state.items())
+    ledger.execute(
+        "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
+        (block.number, block.hash, block.payload, block.certificate, block.receipts, block.bloom),
+    )
+    ledger.executemany(
+        "INSERT INTO transactions VALUES (?, ?, ?)",
+        [(digest, block.number, position) for position, digest in enumerate(transactions)],
+    )
+
+
+def _connect(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.executescript(schema)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class _Lock:
+    """A file that one process can hold."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "a+")  # noqa: SIM115 - it is held for the ledger's life
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read().strip()
+            self._file.close()
+            raise ConfigError(
+                f"another node (process {owner or 'unknown'}) runs on {path.parent}; two nodes cannot share a folder: "
+                "stop that one, or give this site a `folder` of its own"
+            ) from None
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let another process have it. Flushing may fail on a full disk; the lock is gone all the same."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _lock(folder: Path) -> _Lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _Lock(folder / "lock")
+    except OSError as error:
+        raise StorageError(
+            f"the ledger's folder {folder} cannot be used: {error}; name a writable one in the site's `folder`"
+        ) from error

@@ -1,0 +1,640 @@
+"""The ledger of one node: decided blocks on disk, the state after the last one, and the transactions that wait.
+
+Synchronous and without tasks: consensus asks it to build and to judge, and hands it what was decided. It never chooses
+between blocks, since a decided block is final. A block is executed once on a node: whoever builds or judges it keeps
+the result for `append`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from swarm.consensus.certificate import CERTIFICATE_BYTES_MAX, Certificate, check_certificate
+from swarm.encoding import ZERO_ADDRESS, Address, Digest, keccak256, short
+from swarm.errors import ConfigError, PeerError, RejectedError
+from swarm.identity import recover as recover_secp256k1
+from swarm.ledger.abi import interface
+from swarm.ledger.block import (
+    BLOCK_MAX_BYTES,
+    TRANSACTION_MAX_BYTES,
+    Header,
+    Log,
+    Receipt,
+    Transaction,
+    bloom_of,
+    decode_block,
+    decode_payload,
+    decode_receipts,
+    encode_payload,
+    encode_receipts,
+    payload_digest,
+)
+from swarm.ledger.database import BlockRow, Database
+from swarm.ledger.evm import CALL_GAS, Evm, Execution, Outcome, check_fits
+from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
+from swarm.ledger.pool import Pool
+
+CLOCK_AHEAD_MS = 15_000
+"""How far a block's time may be ahead of the judge's clock."""
+ROTATE_EVERY = 16
+"""A proposer goes on while it is up, so that a dead one costs one time-out and not one in every n blocks; the turn at
+these heights bounds how long one proposer can keep a transaction out."""
+BUILD_TRANSACTIONS_MAX = 256
+"""What a proposer puts into one block: about half a second of execution, below the shortest view time-out in use."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class _Recent(Generic[K, V]):
+    """The values that were used last, at most `size` of them."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        self._values[key] = value
+        if len(self._values) > self._size:
+            self._values.popitem(last=False)
+
+
+class ExecutionCache:
+    """Results that are the same for every ledger: executed blocks, answered calls, checked certificates.
+
+    A simulator shares one among its nodes; a node has its own.
+    """
+
+    def __init__(self) -> None:
+        # A block's execution holds its changed trie nodes: some 100 KB. One height has a handful of candidates.
+        self.blocks: _Recent[Digest, Execution] = _Recent(64)
+        self.calls: _Recent[tuple[Hashable, ...], Outcome] = _Recent(1024)
+        self.certificates: _Recent[tuple[Digest, bytes], bool] = _Recent(256)
+        self.transactions: _Recent[Digest, Transaction] = _Recent(1024)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last decided block."""
+
+    number: int
+    hash: Digest
+    timestamp_ms: int
+    state_root: Digest
+    coinbase: Address
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decided block, read from disk."""
+
+    header: Header
+    raws: tuple[bytes, ...]
+    receipts: tuple[Receipt, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """A log and where it stands."""
+
+    log: Log
+    header: Header
+    transaction: Digest
+    position: int
+    """Of the transaction in its block."""
+    index: int
+    """Of the log in its block."""
+
+
+class Ledger:
+    """Blocks, state and waiting transactions of one node. Use `open`."""
+
+    def __init__(
+        self,
+        database: Database,
+        genesis: Genesis,
+        executions: ExecutionCache,
+        recover: Callable[[Digest, bytes], Address],
+    ) -> None:
+        self.chain_id = genesis.chain_id
+        self.genesis_hash = genesis.hash
+        self._database = database
+        self._executions = executions
+        self._recover = recover
+        self._evm = Evm(genesis.chain_id, self._read_state, database.block_hash)
+        self._blocks: _Recent[int, Block] = _Recent(256)
+        self._admitted: dict[Address, bool] = {}
+        self._touched_members = True
+        self._certificate = b""
+        row = database.last()
+        if row is None:
+            database.begin(_genesis_row(genesis), genesis.execution.changes.writes)
+            self._header = genesis.execution.header
+        else:
+            self._header = self._check_found(row)
+            self._certificate = row.certificate
+        self._validators = self._read_validators(self._header)
+        self._deciders = self._validators
+        if self._header.number:
+            self._deciders = self._read_validators(self._block(self._header.number - 1).header)
+        self._pool = Pool(self._nonce)
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        genesis: Genesis,
+        *,
+        executions: ExecutionCache | None = None,
+        recover: Callable[[Digest, bytes], Address] = recover_secp256k1,
+    ) -> Ledger:
+        """The ledger in `folder`, begun there if it is empty.
+
+        Args:
+            executions: shared by ledgers of one process.
+            recover: who signed a digest; the simulator may pass a cheap one.
+        Raises:
+            ConfigError: another node has the folder, or what is there began from another genesis.
+            StorageError: the folder cannot be used or what is there is damaged; says what to do.
+        """
+        database = Database(folder)
+        try:
+            found = database.meta("genesis")
+            if found is not None and found != genesis.hash:
+                raise ConfigError(
+                    f"the ledger in {folder} began from block {short(found)}, but swarm.toml gives "
+                    f"{short(genesis.hash)}: use the swarm.toml that all members agreed, or another `folder` for "
+                    "another consortium"
+                )
+            return cls(database, genesis, executions or ExecutionCache(), recover)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the folder; everything is on disk."""
+        self._database.close()
+
+    # --- where the ledger is
+
+    @property
+    def head(self) -> Head:
+        """The last decided block."""
+        header = self._header
+        return Head(header.number, header.hash, header.timestamp_ms, header.state_root, header.coinbase)
+
+    def validators(self) -> tuple[Address, ...]:
+        """Who decides the next block, sorted by address."""
+        return self._validators
+
+    def proposers(self) -> tuple[Address, ...]:
+        """The same in the order in which they may propose the next block: view v is the turn of number v modulo n."""
+        order, last = self._validators, self._header.coinbase
+        if self._header.number == 0:
+            return order
+        rotate = (self._header.number + 1) % ROTATE_EVERY == 0
+        start = next((i for i, one in enumerate(order) if (one > last if rotate else one >= last)), 0)
+        return order[start:] + order[:start]
+
+    def touched_members(self) -> bool:
+        """Whether the last appended block changed the Consortium contract."""
+        return self._touched_members
+
+    def number_of(self, payload: bytes) -> int:
+        """The height of a payload's block; PeerError if it is none."""
+        return _read_payload(payload)[0].number
+
+    @staticmethod
+    def digest_of(payload: bytes) -> Digest:
+        """What consensus agrees on for this payload: the block's hash, which commits to all of it.
+
+        Raises:
+            ValueError: not a payload.
+        """
+        return payload_digest(payload)
+
+    # --- waiting transactions
+
+    def add_transaction(self, raw: bytes) -> Digest:
+        """Take a signed transaction into the pool and return its hash; a known one is taken again without a word.
+
+        Raises:
+            RejectedError: no block will include it, or not now; the message says why.
+        """
+        digest = keccak256(raw)
+        if self._pool.get(digest) is not None:
+            return digest
+        transaction = self._read_transaction(raw)
+        self._check_target(transaction)
+        if not self._is_admitted(transaction.sender):
+            raise RejectedError("the sender is neither a member nor a member's operator")
+        account = self._evm.at(self._header.state_root).account(transaction.sender)
+        if transaction.nonce < account.nonce and self._database.transaction(digest) is not None:
+            return digest
+        # The nonce is the pool's to judge: it may be ahead of the account's.
+        check_fits(transaction, transaction.nonce, account.balance, account.code_hash)
+        self._pool.add(transaction)
+        return digest
+
+    def pending(self) -> bool:
+        """Whether a block could be made now."""
+        return self._pool.pending()
+
+    def pending_transactions(self) -> list[bytes]:
+        """The raw transactions that wait, in the order of arrival."""
+        return [transaction.raw for transaction in self._pool.transactions()]
+
+    def pending_transaction(self, digest: Digest) -> Transaction | None:
+        """A waiting transaction by hash."""
+        return self._pool.get(digest)
+
+    def next_nonce(self, address: Address) -> int:
+        """The first nonce that neither the head's state nor a waiting transaction of this address has."""
+        return self._pool.next_nonce(address)
+
+    def _read_transaction(self, raw: bytes) -> Transaction:
+        digest = keccak256(raw)
+        known = self._executions.transactions.get(digest)
+        if known is not None:
+            return known
+        if len(raw) > TRANSACTION_MAX_BYTES:
+            raise RejectedError(f"a transaction of {len(raw)} bytes, at most {TRANSACTION_MAX_BYTES} are taken")
+        try:
+            transaction = Transaction.read(raw, self.chain_id)
+        except ValueError as error:
+            raise RejectedError(f"not a transaction for this ledger: {error}") from error
+        self._executions.transactions.put(digest, transaction)
+        return transaction
+
+    @staticmethod
+    def _check_target(transaction: Transaction) -> None:
+        # A contract of a member's own could keep every node busy for seconds a call; ours are bounded.
+        if transaction.to not in (CONSORTIUM, RUNS):
+            raise RejectedError("transactions on this ledger call the Consortium and Runs contracts and nothing else")
+
+    # --- blocks
+
+    def build(self, now_ms: int, coinbase: Address) -> bytes | None:
+        """A payload for the next height, or None when no transaction can be executed.
+
+        Args:
+            coinbase: the proposer: this node's address.
+        """
+        transactions: list[Transaction] = []
+        size_bytes = 0
+        for transaction in self._pool.executable():
+            size_bytes += len(transaction.raw) + 9
+            if size_bytes > BLOCK_MAX_BYTES // 2 or len(transactions) == BUILD_TRANSACTIONS_MAX:
+                break
+            transactions.append(transaction)
+        if not transactions:
+            return None
+        execution = self._evm.execute(
+            self._header,
+            transactions,
+            timestamp_ms=max(now_ms, self._header.timestamp_ms + 1),
+            coinbase=coinbase,
+            parent_beacon_block_root=keccak256(self._certificate),
+            leave_out=True,
+        )
+        if not execution.transactions:
+            return None
+        self._executions.blocks.put(execution.header.hash, execution)
+        return encode_payload(execution.block, self._certificate)
+
+    def judge(self, payload: bytes, now_ms: int) -> bool:
+        """Whether the payload is a good next block: this node executed it and came to the same bytes."""
+        try:
+            execution = self._verified(payload)
+        except PeerError:
+            return False
+        return execution.header.timestamp_ms <= now_ms + CLOCK_AHEAD_MS
+
+    def append(self, payload: bytes, certificate: Certificate) -> Head:
+        """Take a decided block: verify it, its certificate and its parent's, and write all of it at once.
+
+        Raises:
+            PeerError: it is not the next block, breaks a rule, or is not certified by a quorum.
+            StorageError: the disk would not take it; the ledger is as before.
+        """
+        header, _, _, parent_certificate = _read_payload(payload)
+        self._check_next(header)
+        self._check_certificate(certificate, header, self._validators)
+        execution = self._verified(payload)
+        sealed = certificate.encode()
+        self._database.append(
+            BlockRow(header.number, header.hash, payload, sealed, encode_receipts(execution.receipts), header.bloom),
+            state=execution.changes.writes,
+            transactions=[transaction.hash for transaction in execution.transactions],
+            parent_certificate=parent_certificate,
+        )
+        self._evm.advance(self._header.state_root, execution.changes)
+        self._header, self._certificate, self._deciders = header, sealed, self._validators
+        raws = tuple(transaction.raw for transaction in execution.transactions)
+        self._blocks.put(header.number, Block(header, raws, execution.receipts, len(execution.block)))
+        self._touched_members = any(address == CONSORTIUM for address, _ in execution.changes.slots)
+        if self._touched_members:
+            self._admitted.clear()
+            self._validators = self._read_validators(header)
+        self._pool.forget_used(self._is_admitted if self._touched_members else None)
+        return self.head
+
+    def blocks_from(self, number: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+        """(payload, certificate) of the blocks from `number` on, in order: at least one, if there is one, and no more
+        than `max_bytes` together otherwise."""
+        found: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        for row in self._database.blocks(max(number, 1), self._header.number):
+            size_bytes += len(row.payload) + len(row.certificate)
+            if found and size_bytes > max_bytes:
+                break
+            found.append((row.payload, row.certificate))
+        return found
+
+    def _verified(self, payload: bytes) -> Execution:
+        """The execution of a payload that follows the head by all rules but the clock's.
+
+        Raises:
+            PeerError: it breaks a rule; says which.
+        """
+        header, raws, block, parent_certificate = _read_payload(payload)
+        self._check_next(header)
+        self._check_parent_certificate(parent_certificate, header)
+        execution = self._executions.blocks.get(header.hash)
+        if execution is None:
+            execution = self._execute(header, raws)
+        if execution.block != block:
+            raise PeerError(
+                f"block {header.number} ({short(header.hash)}) differs from what its transactions give here "
+                f"({short(execution.header.hash)})",
+                evidence=payload,
+            )
+        self._executions.blocks.put(header.hash, execution)
+        return execution
+
+    def _check_next(self, header: Header) -> None:
+        parent = self._header
+        if header.number != parent.number + 1 or header.parent_hash != parent.hash:
+            raise PeerError(
+                f"block {header.number} on {short(header.parent_hash)} does not follow block {parent.number} "
+                f"({short(parent.hash)})"
+            )
+        if header.timestamp_ms <= parent.timestamp_ms:
+            raise PeerError(f"block {header.number} has time {header.timestamp_ms}, its parent {parent.timestamp_ms}")
+        if header.coinbase not in self._validators:
+            raise PeerError(f"block {header.number} is proposed by {short(header.coinbase)}, which is no validator")
+
+    def _execute(self, header: Header, raws: Sequence[bytes]) -> Execution:
+        if not raws:
+            raise PeerError(f"block {header.number} has no transaction")
+        try:
+            transactions = [self._read_transaction(raw) for raw in raws]
+            for transaction in transactions:
+                self._check_target(transaction)
+            return self._evm.execute(
+                self._header,
+                transactions,
+                timestamp_ms=header.timestamp_ms,
+                coinbase=header.coinbase,
+                parent_beacon_block_root=header.parent_beacon_block_root,
+            )
+        except RejectedError as error:
+            raise PeerError(f"block {header.number} has a transaction that no block can have: {error}") from error
+
+    def _check_parent_certificate(self, data: bytes, header: Header) -> None:
+        if keccak256(data) != header.parent_beacon_block_root:
+            raise PeerError(f"block {header.number} commits to another certificate than the payload carries")
+        if data != self._certificate:
+            if self._header.number == 0:
+                raise PeerError("genesis has no certificate, but block 1 carries one")
+            if len(data) > CERTIFICATE_BYTES_MAX:
+                raise PeerError(f"a certificate of {len(data)} bytes, at most {CERTIFICATE_BYTES_MAX} are read")
+            certificate = Certificate.decode(data)
+            if certificate.encode() != data:
+                raise PeerError("the parent's certificate is not in canonical form")
+            self._check_certificate(certificate, self._header, self._deciders)
+
+    def _check_certificate(self, certificate: Certificate, header: Header, validators: Sequence[Address]) -> None:
+        key = (header.hash, certificate.encode())
+        if self._executions.certificates.get(key):
+            return
+        check_certificate(
+            certificate,
+            chain_id=self.chain_id,
+            height=header.number,
+            digest=header.hash,
+            validators=validators,
+            recover=self._recover,
+        )
+        self._executions.certificates.put(key, True)
+
+    # --- votes
+
+    def save_vote(self, height: int, record: bytes) -> None:
+        """Keep what this validator said at a height; it is on the disk's plate when this returns."""
+        self._database.save_vote(height, record)
+
+    def saved_vote(self, height: int) -> bytes | None:
+        """What this validator said at a height, before a restart too."""
+        return self._database.saved_vote(height)
+
+    # --- reading
+
+    def call(
+        self, *, to: Address | None, data: bytes, sender: Address = ZERO_ADDRESS, value: int = 0, gas: int = CALL_GAS,
+        block: int | None = None,
+    ) -> Outcome:  # fmt: skip
+        """What a transaction would answer right after a block (the head); nothing is kept.
+
+        Raises:
+            ValueError: no such block.
+        """
+        header = self.block(block).header if block is not None else self._header
+        key = (header.hash, to, data, sender, value, gas)
+        outcome = self._executions.calls.get(key)
+        if outcome is None:
+            outcome = self._evm.call(header, sender=sender, to=to, data=data, value=value, gas=min(gas, CALL_GAS))
+            self._executions.calls.put(key, outcome)
+        return outcome
+
+    def nonce(self, address: Address, block: int | None = None) -> int:
+        """How many transactions of an address the blocks up to `block` (the head) hold."""
+        return self._evm.at(self._root(block)).account(address).nonce
+
+    def balance(self, address: Address, block: int | None = None) -> int:
+        """An address's balance after a block (the head)."""
+        return self._evm.at(self._root(block)).account(address).balance
+
+    def code(self, address: Address, block: int | None = None) -> bytes:
+        """An address's code after a block (the head)."""
+        state = self._evm.at(self._root(block))
+        return state.code(state.account(address).code_hash)
+
+    def storage(self, address: Address, slot: int, block: int | None = None) -> int:
+        """A storage slot after a block (the head)."""
+        return self._evm.at(self._root(block)).slot(address, slot)
+
+    def block(self, number: int) -> Block:
+        """A decided block; ValueError if there is none with this number."""
+        if not 0 <= number <= self._header.number:
+            raise ValueError(f"there is no block {number}, the last one is {self._header.number}")
+        return self._block(number)
+
+    def block_by_hash(self, digest: Digest) -> Block | None:
+        """A decided block by hash."""
+        row = self._database.block_by_hash(digest)
+        return None if row is None else self._block(row.number)
+
+    def certificate(self, number: int) -> bytes:
+        """The encoded certificate that stands beside a block, empty for genesis; ValueError if there is no block."""
+        row = self._database.block(number) if 0 <= number < 1 << 63 else None
+        if row is None:
+            raise ValueError(f"there is no block {number}, the last one is {self._header.number}")
+        return row.certificate
+
+    def transaction(self, digest: Digest) -> tuple[Block, int] | None:
+        """The block that holds a transaction, and its position there."""
+        place = self._database.transaction(digest)
+        return None if place is None else (self._block(place[0]), place[1])
+
+    def decode_transaction(self, raw: bytes) -> Transaction:
+        """The fields of a transaction of this ledger."""
+        return self._read_transaction(raw)
+
+    def logs(
+        self,
+        first: int,
+        last: int,
+        addresses: frozenset[Address],
+        topics: Sequence[frozenset[Digest] | None],
+        *,
+        logs_max: int,
+    ) -> list[LogEntry]:
+        """The logs in these blocks (both ends included) of any of the addresses, if any are given, whose topics are,
+        position by position, one of those asked for; None takes all.
+
+        Raises:
+            ValueError: more than `logs_max` fit.
+        """
+        found: list[LogEntry] = []
+        wanted = [_bits_any(addresses)] if addresses else []
+        wanted += [_bits_any(options) for options in topics if options is not None]
+        for number, bloom in self._database.blooms(max(first, 0), min(last, self._header.number)):
+            bits = int.from_bytes(bloom, "big")
+            if not bits or not all(any(bits & one == one for one in options) for options in wanted):
+                continue
+            for entry in _entries(self._block(number)):
+                if addresses and entry.log.address not in addresses:
+                    continue
+                if len(entry.log.topics) < len(topics):
+                    continue
+                if any(o is not None and t not in o for o, t in zip(topics, entry.log.topics, strict=False)):
+                    continue
+                if len(found) == logs_max:
+                    raise ValueError(f"more than {logs_max} logs fit; ask for fewer blocks at a time")
+                found.append(entry)
+        return found
+
+    def _root(self, block: int | None) -> Digest:
+        return self._header.state_root if block is None else self.block(block).header.state_root
+
+    def _nonce(self, address: Address) -> int:
+        return self._evm.at(self._header.state_root).account(address).nonce
+
+    def _block(self, number: int) -> Block:
+        block = self._blocks.get(number)
+        if block is None:
+            row = self._database.block(number)
+            if row is None:
+                raise self._database.damaged(f"block {number} is missing")
+            block = self._decoded(row)
+            self._blocks.put(number, block)
+        return block
+
+    def _decoded(self, row: BlockRow) -> Block:
+        try:
+            data, _ = decode_payload(row.payload)
+            header, raws = decode_block(data)
+            receipts = decode_receipts(row.receipts)
+        except ValueError as error:
+            raise self._database.damaged(f"block {row.number}: {error}") from error
+        if header.hash != row.hash or header.number != row.number or len(raws) != len(receipts):
+            raise self._database.damaged(f"block {row.number} has hash {short(header.hash)}, not {short(row.hash)}")
+        return Block(header, raws, receipts, len(data))
+
+    def _check_found(self, row: BlockRow) -> Header:
+        """The head that a file ends with, if it can be built upon."""
+        header = self._decoded(row).header
+        self._read_state(header.state_root)
+        return header
+
+    def _read_state(self, digest: Digest) -> bytes:
+        data = self._database.state(digest)
+        if data is None:
+            raise self._database.damaged(f"state {short(digest)} is missing")
+        if keccak256(data) != digest:
+            raise self._database.damaged(f"state {short(digest)} has the bytes of {short(keccak256(data))}")
+        return data
+
+    def _ask(self, header: Header, function: str, *arguments: object) -> object:
+        call = interface("Consortium")
+        outcome = self._evm.call(header, sender=ZERO_ADDRESS, to=CONSORTIUM, data=call.call(function, *arguments))
+        assert outcome.succeeded, f"Consortium.{function} reverts: {outcome.error}"
+        return call.result(function, outcome.output)
+
+    def _read_validators(self, header: Header) -> tuple[Address, ...]:
+        answer = self._ask(header, "getValidators")
+        assert isinstance(answer, (list, tuple))
+        return tuple(sorted(answer))
+
+    def _is_admitted(self, address: Address) -> bool:
+        found = self._admitted.get(address)
+        if found is None:
+            if len(self._admitted) > 4096:
+                self._admitted.clear()
+            found = bool(self._ask(self._header, "isMember", address)) or (
+                self._ask(self._header, "memberOf", address) != ZERO_ADDRESS
+            )
+            self._admitted[address] = found
+        return found
+
+
+def _genesis_row(genesis: Genesis) -> BlockRow:
+    execution = genesis.execution
+    payload = encode_payload(execution.block, b"")
+    return BlockRow(0, genesis.hash, payload, b"", encode_receipts(()), execution.header.bloom)
+
+
+def _read_payload(payload: bytes) -> tuple[Header, tuple[bytes, ...], bytes, bytes]:
+    """Header, raw transactions, block bytes and parent certificate; PeerError if it is no payload."""
+    try:
+        block, certificate = decode_payload(payload)
+        header, raws = decode_block(block)
+    except ValueError as error:
+        raise PeerError(f"not a payload: {error}", evidence=payload[:1024]) from error
+    return header, raws, block, certificate
+
+
+def _bits_any(values: frozenset[bytes]) -> list[int]:
+    """Each value's bits in a bloom filter."""
+    return [int.from_bytes(bloom_of([Log(value, (), b"")]), "big") for value in values]
+
+
+def _entries(block: Block) -> list[LogEntry]:
+    entries: list[LogEntry] = []
+    for position, (raw, receipt) in enumerate(zip(block.raws, block.receipts, strict=True)):
+        digest = keccak256(raw)
+        for log in receipt.logs:
+            entries.append(LogEntry(log, block.header, digest, position, len(entries)))
+    return entries
