@@ -189,7 +189,9 @@ class Agreement:
             )
             self._perform(self._consensus.resume(self._now()))
         else:
-            self._perform(self._consensus.advance(height, proposers, self._now()))
+            # After a power failure the votes may be further on than the blocks.
+            saved = self.ledger.saved_vote(height)
+            self._perform(self._consensus.advance(height, proposers, self._now(), saved=saved))
         self._wake_soon()
 
     async def _receive_consensus(self, member: Address, payload: bytes) -> bytes:
