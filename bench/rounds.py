@@ -9,6 +9,7 @@ broadcast with as many processes, and a copy of the model in memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,7 +30,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from swarm.learn.session import Session
+from swarm.config import load_site
+from swarm.learn.attach import Node
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
     update = genesis.parent / f"update-{site.stem}.safetensors"
     write_tensors(update, schema, {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)})
     times = [time.time()]
-    with Session(site) as session:
+    with Node(load_site(site), patience_s=60) as session:
         here = session.call("swarm_attach", run=run)
         while not here["finished"]:
             sent = here["round"]
@@ -164,7 +166,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
                     subprocess.Popen([sys.executable, "-m", "swarm", "node", str(site)], stdout=log, stderr=log)
                 )
         for site in sites:
-            with Session(site, patience_s=60) as session:
+            with Node(load_site(site), patience_s=60) as session:
                 session.call("swarm_status")
         _swarm("run", "propose", str(sites[0]), str(policy), "--model", str(genesis))
         for site in sites[1:]:
@@ -185,7 +187,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before_wire
         memory = max(_peak_bytes(process.pid) for process in processes)
         times = json.loads((folder / f"{names[0]}.json").read_text())
-        gaps = [later - earlier for earlier, later in zip(times[1:], times[2:], strict=False)]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
         return Cost(
             model_mb=megabytes,
             round_s=statistics.median(gaps),

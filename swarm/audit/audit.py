@@ -60,8 +60,8 @@ class Report:
                 told.append(f"{site.site}: {site.difference}")
                 continue
             told.append(
-                f"{site.site}: {site.blocks} blocks and {site.transactions} transactions replayed, {site.rounds} rounds "
-                f"of {site.runs} runs derived again, {site.merges} merges done again, {site.objects} objects hashed"
+                f"{site.site}: {site.blocks} blocks and {site.transactions} transactions replayed, "
+                f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, {site.objects} objects hashed"
             )
         if self.first_difference is not None and not any(site.difference for site in self.sites):
             told.append(self.first_difference)
