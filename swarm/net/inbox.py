@@ -19,7 +19,7 @@ from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
 logger = logging.getLogger(__name__)
 
 RUNNING_MAX = 64
-"""Handlers at work for one member at once: more than an honest node has open, few enough to bound its memory."""
+"""Handlers at work for one member at once, on messages and again on requests: more than an honest node has open."""
 WAITING_MAX = 1000
 WAITING_MAX_BYTES = 2 * MESSAGE_MAX_BYTES
 """What waits for a free handler, per member; the oldest goes."""
@@ -34,7 +34,8 @@ class Inbox:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: dict[Address, int] = {}
+        self._running: dict[tuple[Address, bool], int] = {}
+        """By sender, and whether they answer requests."""
         self._waiting: dict[Address, Backlog] = {}
 
     def serve(self, protocol: str, handler: Handler) -> None:
@@ -50,7 +51,7 @@ class Inbox:
             logger.debug("%s sent %s, which is not served here", short(sender), protocol)
             return
         waiting = self._waiting.get(sender)
-        if waiting is not None or self._running.get(sender, 0) >= RUNNING_MAX:
+        if waiting is not None or self._running.get((sender, False), 0) >= RUNNING_MAX:
             if waiting is None:
                 waiting = self._waiting[sender] = Backlog()
             waiting.add(protocol, payload)
@@ -62,8 +63,8 @@ class Inbox:
         handler = self._handlers.get(protocol)
         if handler is None:
             done(None, f"{protocol} is not served here")
-        elif self._running.get(sender, 0) >= RUNNING_MAX:
-            done(None, f"{RUNNING_MAX} of your messages are being worked on already")
+        elif self._running.get((sender, True), 0) >= RUNNING_MAX:
+            done(None, f"{RUNNING_MAX} of your requests are being worked on already")
         else:
             self._begin(sender, handler, payload, done)
 
@@ -81,7 +82,8 @@ class Inbox:
             await asyncio.wait(ending)
 
     def _begin(self, sender: Address, handler: Handler, payload: bytes, done: Done | None) -> None:
-        self._running[sender] = self._running.get(sender, 0) + 1
+        who = (sender, done is not None)
+        self._running[who] = self._running.get(who, 0) + 1
         task = asyncio.get_running_loop().create_task(self._run(sender, handler, payload, done))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -105,15 +107,16 @@ class Inbox:
             context = {"message": f"handler of a message of {short(sender)} failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
         finally:
-            self._ended(sender)
+            self._ended(sender, done is not None)
         if done is not None:
             done(answer, "" if answer is not None else reason)
 
-    def _ended(self, sender: Address) -> None:
-        self._running[sender] -= 1
-        if not self._running[sender]:
-            del self._running[sender]
-        waiting = self._waiting.get(sender)
+    def _ended(self, sender: Address, asked: bool) -> None:
+        who = (sender, asked)
+        self._running[who] -= 1
+        if not self._running[who]:
+            del self._running[who]
+        waiting = None if asked else self._waiting.get(sender)
         if waiting is not None:
             following = waiting.take()
             if not len(waiting):
@@ -124,7 +127,7 @@ class Inbox:
 
 
 class Backlog:
-    """Messages in order, bounded in number and bytes: when it is full the oldest goes."""
+    """Protocols and payloads in order, bounded in number and bytes: when it is full the oldest goes."""
 
     def __init__(self, count_max: int = WAITING_MAX, bytes_max: int = WAITING_MAX_BYTES) -> None:
         self._count_max = count_max
@@ -141,7 +144,7 @@ class Backlog:
         """Put a message at the end."""
         self._queue.append((protocol, payload))
         self._bytes += len(payload)
-        while len(self._queue) > self._count_max or (self._bytes > self._bytes_max and len(self._queue) > 1):
+        while len(self._queue) > self._count_max or self._bytes > self._bytes_max:
             self._bytes -= len(self._queue.popleft()[1])
             self.dropped += 1
 
@@ -152,8 +155,3 @@ class Backlog:
         protocol, payload = self._queue.popleft()
         self._bytes -= len(payload)
         return protocol, payload
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._queue.clear()
-        self._bytes = 0

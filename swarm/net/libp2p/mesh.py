@@ -1,0 +1,380 @@
+"""Keeps one connection to every member: listens, dials, and lets nobody else in. Runs on one asyncio loop.
+
+The library's own swarm is not used: it holds a slot per inbound connection for the life of the process, tries one
+address a peer, waits 250 ms after it has succeeded, remembers a failure for a minute, and dials on its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping
+from typing import Protocol
+
+from swarm.encoding import Address, short
+from swarm.errors import ConfigError, PeerError
+from swarm.identity import address_of_peer_id
+from swarm.net.inbox import Done
+from swarm.net.libp2p.connection import Ask, Connection
+from swarm.net.libp2p.security import Credentials
+from swarm.net.libp2p.wire import READ_BYTES, Wire
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S = 10.0
+"""From the first byte to the first message."""
+HANDSHAKES_MAX = 64
+"""Strangers let in to prove who they are, at once; then the oldest of the busiest address goes."""
+CONNECTIONS_MAX = 2
+"""To one member: the one in use and the one that replaces it."""
+DIAL_FIRST_S, DIAL_MAX_S = 0.1, 5.0
+"""Wait after a failed dial; doubles, with half to one and a half of it at random."""
+YIELD_S = 0.25
+"""The member with the higher address waits this long for the other to dial first."""
+FRESH_S = 5.0
+"""Two connections younger than this mean that both dialled at once; otherwise the newer one replaces the older."""
+RETIRE_S = 10.0
+"""What is under way on a connection that is replaced has this long to end."""
+
+
+class Upcalls(Protocol):
+    """What the mesh reports; called on its loop."""
+
+    def message(self, sender: Address, protocol: str, payload: bytes) -> None:
+        """A message that wants no answer."""
+
+    def request(self, sender: Address, protocol: str, payload: bytes, done: Done) -> None:
+        """A message that wants one."""
+
+
+class _Peer:
+    """A member and the connections to it."""
+
+    def __init__(self, address: Address, place: tuple[str, int] | None) -> None:
+        self.address = address
+        self.place = place
+        self.wires: list[Wire] = []
+        """Oldest first."""
+        self.retiring: set[Wire] = set()
+        self.changed = asyncio.Event()
+        self.keeper: asyncio.Task[None] | None = None
+
+    def current(self) -> Wire | None:
+        """The connection to use: the newest that is not being replaced."""
+        for wire in reversed(self.wires):
+            if wire not in self.retiring:
+                return wire
+        return None
+
+
+class Mesh:
+    """The connections of one node.
+
+    Args:
+        listen: host and port; port 0 takes a free one.
+        ping_s: interval of silence after which a member is asked for a sign of life (see `Wire`).
+    """
+
+    def __init__(
+        self, me: Address, credentials: Credentials, listen: tuple[str, int], upcalls: Upcalls, *, ping_s: float
+    ) -> None:
+        self._me = me
+        self._credentials = credentials
+        self._listen = listen
+        self._upcalls = upcalls
+        self._ping_s = ping_s
+        self._peers: dict[Address, _Peer] = {}
+        self._wires: dict[Connection, Wire] = {}
+        self._handshakes: dict[Wire, asyncio.TimerHandle] = {}
+        self._retirements: set[asyncio.TimerHandle] = set()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._server: asyncio.Server | None = None
+        self._random = random.Random()
+
+    async def start(self) -> int:
+        """Listen and dial; the port that is listened on. ConfigError: it cannot be."""
+        host, port = self._listen
+        try:
+            self._server = await asyncio.get_running_loop().create_server(self._accepted, host, port, backlog=256)
+        except OSError as error:
+            raise ConfigError(_cannot_listen(host, port, error)) from error
+        for peer in self._peers.values():
+            self._keep(peer)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Close every connection and wait until the sockets are closed."""
+        keepers = [peer.keeper for peer in self._peers.values() if peer.keeper is not None]
+        for keeper in keepers:
+            keeper.cancel()
+        if keepers:
+            await asyncio.wait(keepers)
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None
+        wires = list(self._wires.values())
+        for wire in wires:
+            wire.close()
+        if wires:
+            await asyncio.wait([wire.gone for wire in wires], timeout=1.0)
+            for wire in wires:
+                wire.abort()
+            await asyncio.wait([wire.gone for wire in wires])
+        for retirement in self._retirements:
+            retirement.cancel()
+        self._retirements.clear()
+
+    def set_members(self, members: Mapping[Address, str]) -> None:
+        """The members and their endpoints; who is no longer one is cut."""
+        for address in [address for address in self._peers if address not in members]:
+            peer = self._peers.pop(address)
+            if peer.keeper is not None:
+                peer.keeper.cancel()
+            for wire in list(peer.wires):
+                wire.cut("no member any more")
+        for address, endpoint in members.items():
+            if address == self._me:
+                continue
+            place = _place(address, endpoint)
+            known = self._peers.get(address)
+            if known is None:
+                known = self._peers[address] = _Peer(address, place)
+                if self._server is not None:
+                    self._keep(known)
+            elif known.place != place:
+                known.place = place
+                known.changed.set()
+
+    def connected(self) -> frozenset[Address]:
+        """The members that messages reach now."""
+        return frozenset(peer.address for peer in self._peers.values() if peer.current() is not None)
+
+    def send(self, member: Address, protocol: str, payload: bytes) -> None:
+        """A message that needs no answer; lost if there is no connection."""
+        peer = self._peers.get(member)
+        wire = peer.current() if peer is not None else None
+        if wire is not None:
+            wire.connection.send(protocol, payload)
+            wire.flush_soon()
+
+    def broadcast(self, protocol: str, payload: bytes) -> None:
+        """`send` to every member."""
+        for member in self._peers:
+            self.send(member, protocol, payload)
+
+    def ask(self, member: Address, protocol: str, payload: bytes, done: Done) -> tuple[Wire, Ask] | None:
+        """Send a request; `done` hears the outcome once. What `withdraw` takes, if it is under way."""
+        peer = self._peers.get(member)
+        wire = peer.current() if peer is not None else None
+        if wire is None:
+            done(None, "not connected")
+            return None
+        ask = wire.connection.ask(protocol, payload, done)
+        wire.flush_soon()
+        return wire, ask
+
+    def withdraw(self, asked: tuple[Wire, Ask]) -> None:
+        """Nobody waits for this answer any more."""
+        wire, ask = asked
+        wire.connection.withdraw(ask)
+        wire.flush_soon()
+
+    # What connections report
+
+    def admit(self, connection: Connection, remote: Address) -> None:
+        if remote not in self._peers:
+            raise PeerError(f"{short(remote)} is no member", member=remote)
+
+    def opened(self, connection: Connection) -> None:
+        wire = self._wires[connection]
+        self._settled(wire)
+        assert connection.remote is not None
+        peer = self._peers.get(connection.remote)
+        if peer is None:  # removed while its handshake went on
+            asyncio.get_running_loop().call_soon(wire.cut, "no member any more")
+            return
+        others = [other for other in peer.wires if other not in peer.retiring]
+        peer.wires.append(wire)
+        peer.changed.set()
+        if not wire.ready.done():
+            wire.ready.set_result(True)
+        if others:
+            self._choose(peer, others, wire)
+        else:
+            logger.info("connected with %s", short(peer.address))
+
+    def message(self, connection: Connection, protocol: str, payload: bytes) -> None:
+        assert connection.remote is not None
+        self._upcalls.message(connection.remote, protocol, payload)
+
+    def request(self, connection: Connection, protocol: str, payload: bytes, done: Done) -> None:
+        wire = self._wires[connection]
+        assert connection.remote is not None
+
+        def answered(answer: bytes | None, reason: str) -> None:
+            done(answer, reason)
+            wire.flush_soon()
+
+        self._upcalls.request(connection.remote, protocol, payload, answered)
+
+    def leaving(self, connection: Connection) -> None:
+        peer = self._peers.get(connection.remote or b"")
+        if peer is not None:
+            self._retire(peer, self._wires[connection], told=True)
+
+    # Connections
+
+    def _accepted(self) -> Wire:
+        if len(self._handshakes) >= HANDSHAKES_MAX:
+            crowd = Counter(wire.host for wire in self._handshakes)
+            busiest = crowd.most_common(1)[0][0]
+            next(wire for wire in self._handshakes if wire.host == busiest).cut("too many handshakes at once")
+        wire = self._wire(None)
+        loop = asyncio.get_running_loop()
+        self._handshakes[wire] = loop.call_later(HANDSHAKE_S, wire.cut, f"no handshake in {HANDSHAKE_S:g} s")
+        return wire
+
+    def _wire(self, dialled: Address | None) -> Wire:
+        connection = Connection(self._credentials, self, dialled=dialled)
+        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, self._closed)
+        return wire
+
+    def _settled(self, wire: Wire) -> None:
+        timer = self._handshakes.pop(wire, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _closed(self, wire: Wire) -> None:
+        self._settled(wire)
+        self._wires.pop(wire.connection, None)
+        peer = self._peers.get(wire.connection.remote or b"")
+        if peer is not None and wire in peer.wires:
+            peer.wires.remove(wire)
+            peer.retiring.discard(wire)
+            peer.changed.set()
+            if not peer.wires:
+                logger.info("connection with %s lost: %s", short(peer.address), wire.reason)
+
+    def _choose(self, peer: _Peer, others: list[Wire], newest: Wire) -> None:
+        """One of several connections stays. The member with the lower address decides, so that both keep the same."""
+        while len(peer.wires) > CONNECTIONS_MAX:
+            peer.wires[0].cut("replaced")
+        if self._me > peer.address:
+            return
+        for other in others:
+            both_dialled = (other.connection.dialled is None) != (newest.connection.dialled is None)
+            fresh = newest.since_s - other.since_s < FRESH_S
+            mine_is_older = other.connection.dialled is not None
+            self._retire(peer, newest if both_dialled and fresh and mine_is_older else other, told=False)
+
+    def _retire(self, peer: _Peer, wire: Wire, *, told: bool) -> None:
+        """Use it for nothing new; close it when nothing is under way."""
+        if wire in peer.retiring or wire not in peer.wires:
+            return
+        peer.retiring.add(wire)
+        if not told:
+            wire.connection.leave()
+            wire.flush_soon()
+            self._close_when_idle(wire, asyncio.get_running_loop().time() + RETIRE_S)
+
+    def _close_when_idle(self, wire: Wire, latest_s: float) -> None:
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            self._retirements.discard(timer)
+            if wire.connection.busy and loop.time() < latest_s:
+                self._close_when_idle(wire, latest_s)
+            else:
+                wire.close()
+
+        timer = loop.call_later(YIELD_S, look)
+        self._retirements.add(timer)
+
+    # Dialling
+
+    def _keep(self, peer: _Peer) -> None:
+        peer.keeper = asyncio.get_running_loop().create_task(self._keep_connected(peer))
+
+    async def _keep_connected(self, peer: _Peer) -> None:
+        wait_s = DIAL_FIRST_S
+        if self._me > peer.address:
+            await self._changed(peer, YIELD_S)
+        while True:
+            if peer.wires or peer.place is None:
+                wait_s = DIAL_FIRST_S
+                await self._changed(peer, None)
+            elif not await self._dial(peer, peer.place):
+                await self._changed(peer, wait_s * self._random.uniform(0.5, 1.5))
+                wait_s = min(wait_s * 2, DIAL_MAX_S)
+            else:
+                # A connection that is lost again and again at once is not dialled in a tight loop.
+                await asyncio.sleep(DIAL_FIRST_S)
+
+    async def _changed(self, peer: _Peer, timeout_s: float | None) -> None:
+        peer.changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await peer.changed.wait()
+        except TimeoutError:
+            return
+
+    async def _dial(self, peer: _Peer, place: tuple[str, int]) -> bool:
+        wire = self._wire(peer.address)
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                await asyncio.get_running_loop().create_connection(lambda: wire, *place)
+                ready = await wire.ready
+        except (OSError, TimeoutError) as error:
+            wire.reason = str(error) or f"no handshake in {HANDSHAKE_S:g} s"
+            ready = False
+        finally:
+            if not wire.ready.done() or not wire.ready.result():
+                wire.abort()
+        if not ready:
+            logger.debug("dialling %s at %s:%d failed: %s", short(peer.address), *place, wire.reason)
+        return ready
+
+
+def listen_place(listen: str) -> tuple[str, int]:
+    """Host and port of the multiaddr to listen on; ConfigError if it is none."""
+    try:
+        host, port, _ = _parse(listen)
+    except ValueError as error:
+        raise ConfigError(f"listen = {listen!r}: {error}; it has the form /ip4/0.0.0.0/tcp/4101") from error
+    return host, port
+
+
+def _place(address: Address, endpoint: str) -> tuple[str, int] | None:
+    try:
+        host, port, peer_id = _parse(endpoint)
+        if peer_id and address_of_peer_id(peer_id) != address:
+            raise ValueError("its PeerID is another member's")
+    except ValueError as error:
+        logger.warning("%s cannot be dialled at %r: %s", short(address), endpoint, error)
+        return None
+    return host, port
+
+
+def _parse(text: str) -> tuple[str, int, str]:
+    """Host, port and PeerID ("" if there is none) of a multiaddr of TCP."""
+    parts = text.split("/")
+    if len(parts) not in (5, 7) or parts[0] or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6"):
+        raise ValueError("no multiaddr of the form /ip4/1.2.3.4/tcp/4101/p2p/PEERID")
+    if parts[3] != "tcp" or not parts[4].isascii() or not parts[4].isdigit() or int(parts[4]) > 65535:
+        raise ValueError(f"{'/'.join(parts[3:5])!r} is no TCP port")
+    if len(parts) == 7 and parts[5] != "p2p":
+        raise ValueError(f"{parts[5]!r} stands where p2p belongs")
+    return parts[2], int(parts[4]), parts[6] if len(parts) == 7 else ""
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    why = {
+        errno.EADDRINUSE: "another process has it; stop that one or choose another port",
+        errno.EACCES: "this user may not take it; choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 listens on all it has",
+    }.get(error.errno or 0, str(error))
+    return f"cannot listen on {host} port {port}: {why} (the setting `listen` of the site)"

@@ -1,0 +1,107 @@
+"""The `Transport` port over libp2p, on the caller's own asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from swarm.encoding import Address, short
+from swarm.errors import UnavailableError
+from swarm.identity import Identity
+from swarm.net.inbox import Inbox
+from swarm.net.libp2p.mesh import Mesh, listen_place
+from swarm.net.libp2p.security import Credentials
+from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
+
+PING_S = 15.0
+
+
+class Libp2pTransport:
+    """A libp2p peer that speaks with members only.
+
+    Args:
+        identity: the node's key; its PeerID is what others dial.
+        listen: a multiaddr, `/ip4/0.0.0.0/tcp/4101`; port 0 takes a free one.
+        ping_s: a member that is silent this long is asked for a sign of life, and given up after three times it.
+
+    Raises:
+        ConfigError: `listen` is no such multiaddr.
+    """
+
+    def __init__(self, identity: Identity, listen: str, *, ping_s: float = PING_S) -> None:
+        self._identity = identity
+        self._listen = listen
+        self._inbox = Inbox()
+        place = listen_place(listen)
+        self._mesh = Mesh(identity.address, Credentials(identity), place, self._inbox, ping_s=ping_s)
+        self._port = place[1]
+
+    @property
+    def me(self) -> Address:
+        """This node's address."""
+        return self._identity.address
+
+    @property
+    def endpoint(self) -> str:
+        """The multiaddr listened on, with the PeerID; after `start` with the port that was taken."""
+        head, _, _ = self._listen.partition("/tcp/")
+        return f"{head}/tcp/{self._port}/p2p/{self._identity.peer_id}"
+
+    async def start(self) -> None:
+        """Listen and begin to keep connections to the members. ConfigError: the port is in use, or not ours."""
+        self._port = await self._mesh.start()
+
+    async def close(self) -> None:
+        """Close every connection; no task, thread or socket is left."""
+        await self._mesh.close()
+        await self._inbox.close()
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        """Answer `protocol`."""
+        self._inbox.serve(protocol, handler)
+
+    def set_members(self, members: Mapping[Address, str]) -> None:
+        """The members and their endpoints; who is no longer one is cut at once."""
+        self._mesh.set_members(members)
+
+    def connected(self) -> frozenset[Address]:
+        """The members that messages reach now."""
+        return self._mesh.connected()
+
+    async def request(self, member: Address, protocol: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """The member's answer; errors as the port says."""
+        _check_size(payload)
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[bytes] = loop.create_future()
+
+        def done(answer: bytes | None, reason: str) -> None:
+            if answered.done():
+                return
+            if answer is None:
+                answered.set_exception(UnavailableError(f"{protocol} at {short(member)}: {reason}"))
+            else:
+                answered.set_result(answer)
+
+        asked = self._mesh.ask(member, protocol, payload, done)
+        timer = loop.call_later(timeout_s, done, None, f"no answer in {timeout_s:g} s")
+        try:
+            return await answered
+        finally:
+            timer.cancel()
+            if asked is not None:
+                self._mesh.withdraw(asked)
+
+    def send(self, member: Address, protocol: str, payload: bytes) -> None:
+        """Hand over a message that needs no answer, in order per member."""
+        _check_size(payload)
+        self._mesh.send(member, protocol, payload)
+
+    def broadcast(self, protocol: str, payload: bytes) -> None:
+        """`send` to every member but this one."""
+        _check_size(payload)
+        self._mesh.broadcast(protocol, payload)
+
+
+def _check_size(payload: bytes) -> None:
+    if len(payload) > MESSAGE_MAX_BYTES:
+        raise ValueError(f"a message of {len(payload)} bytes, at most {MESSAGE_MAX_BYTES} travel")

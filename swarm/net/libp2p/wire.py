@@ -1,0 +1,179 @@
+"""One socket under one `Connection`: reads, writes, and notices when the other side falls silent. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from swarm.encoding import short
+from swarm.errors import PeerError
+from swarm.net.libp2p.connection import Connection
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES = 256 << 10
+WRITE_BYTES = 128 << 10
+UNSENT_MAX_BYTES = 256 << 10
+"""What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
+SILENCES_MAX = 3
+"""Intervals without a byte until the connection is given up; a ping goes out after the first."""
+
+
+class Wire(asyncio.BufferedProtocol):
+    """The socket of one connection.
+
+    Args:
+        buffer: what is read into; shared, because what is read is used up before the next read.
+        ping_s: an interval of silence; after one a ping is sent, after `SILENCES_MAX` the connection is cut.
+        closed: called once when the socket is gone.
+    """
+
+    def __init__(
+        self, connection: Connection, buffer: memoryview, ping_s: float, closed: Callable[[Wire], None]
+    ) -> None:
+        self.connection = connection
+        self.host = ""
+        self.since_s = 0.0
+        """When it was made, by the loop's clock."""
+        self.reason = "closed by the other side"
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[bool] = loop.create_future()
+        """True once messages can travel, False if it never came to that."""
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when the socket is closed."""
+        self._buffer = buffer
+        self._ping_s = ping_s
+        self._closed = closed
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._flushing = False
+        self._heard = True
+        self._silences = 0
+        self._ended = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        loop = asyncio.get_running_loop()
+        self._transport = transport
+        self.since_s = loop.time()
+        peer = transport.get_extra_info("peername")
+        self.host = str(peer[0]) if peer else ""
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
+        wire: socket.socket | None = transport.get_extra_info("socket")
+        if wire is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX_BYTES)
+        self._timer = loop.call_later(self._ping_s, self._interval)
+        self.flush()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard = True
+        try:
+            self.connection.receive(self._buffer[:nbytes])
+        except PeerError as error:
+            self.cut(str(error))
+        else:
+            self.flush()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and self._transport is not None:
+            self.reason = str(exc)
+        self._over()
+
+    # What its owner calls
+
+    def flush(self) -> None:
+        """Send what the connection holds, as far as the socket takes it."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        try:
+            while not self._paused:
+                data = self.connection.outgoing(WRITE_BYTES)
+                if not data:
+                    return
+                transport.write(data)
+        except PeerError as error:
+            self.cut(str(error))
+
+    def flush_soon(self) -> None:
+        """`flush` before the loop waits again: what is said in one go leaves in one piece."""
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush_now)
+
+    def cut(self, reason: str) -> None:
+        """Drop the connection now, with what is still to be sent."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.reason = reason
+            remote = self.connection.remote
+            logger.info("connection with %s cut: %s", short(remote) if remote else self.host or "nobody", reason)
+            self._transport.abort()
+            self._end_connection()
+
+    def abort(self) -> None:
+        """Drop the socket if there still is one, without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self._end_connection()
+            self._over()
+
+    def close(self) -> None:
+        """Say goodbye and close; what was handed to the socket before still goes out."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.reason = "closed"
+            try:
+                self._transport.write(self.connection.farewell())
+            except PeerError:
+                self._transport.abort()
+            self._transport.close()
+            self._end_connection()
+
+    # Inside
+
+    def _flush_now(self) -> None:
+        self._flushing = False
+        self.flush()
+
+    def _interval(self) -> None:
+        """A late timer (a busy or suspended process) counts as one interval, however late it is."""
+        self._silences = 0 if self._heard else self._silences + 1
+        self._heard = False
+        if self._silences >= SILENCES_MAX:
+            self.cut(f"silent for {self._silences * self._ping_s:g} s")
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._ping_s, self._interval)
+        if self._silences:
+            self.connection.ping()
+            self.flush()
+
+    def _end_connection(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.ready.done():
+            self.ready.set_result(False)
+        self.connection.lost()
+        self._closed(self)
+
+    def _over(self) -> None:
+        self._end_connection()
+        if not self.gone.done():
+            self.gone.set_result(None)
