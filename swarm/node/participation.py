@@ -203,7 +203,7 @@ class Participation:
                     continue
                 effort.policy = self._read_policy(effort.run)
             merge_s = effort.policy.merge_s
-            owed |= duties(state, self._me, self._have(effort, state), now_s, merge_s=merge_s)
+            owed |= self._owed(state, self._have(effort, state), now_s, merge_s)
             again_s = next_change_s(state, self._me, now_s, merge_s=merge_s)
             if again_s is not None:
                 wake_s.append(again_s - now_s)
@@ -218,6 +218,10 @@ class Participation:
                 self._running[duty].cancel()
         if wake_s:
             self._stir_later(max(min(wake_s), 0.0) + 0.01)
+
+    def _owed(self, state: RoundState, have: Have, now_s: float, merge_s: float) -> frozenset[Duty]:
+        """The rule that this node follows; a simulated liar follows another."""
+        return duties(state, self._me, have, now_s, merge_s=merge_s)
 
     def _takes_part(self, state: RoundState) -> bool:
         return self._me in state.expected or any(s.member == self._me for s in state.submissions)
