@@ -1,0 +1,21 @@
+"""How updates become one checkpoint: whole-number arithmetic on canonical files, the same bytes everywhere."""
+
+from swarm.merge.compare import Difference, first_difference
+from swarm.merge.files import BadUpdate, Merged, UpdateReport, check_update, merge, merge_chunks, merge_files
+from swarm.merge.schema import Schema, Tensor, check_same, write_file
+
+__all__ = [
+    "BadUpdate",
+    "Difference",
+    "Merged",
+    "Schema",
+    "Tensor",
+    "UpdateReport",
+    "check_same",
+    "check_update",
+    "first_difference",
+    "merge",
+    "merge_chunks",
+    "merge_files",
+    "write_file",
+]

@@ -1,0 +1,343 @@
+"""Checkpoint and updates on disk → the next checkpoint on disk, chunk by chunk, in bounded memory.
+
+One chunk of the result depends on the same bytes of the inputs only, so chunks are merged by several threads, by
+several members, or again by an auditor, and are the same bytes every time. A chunk is that of the object's Merkle tree.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from swarm.config import Policy
+from swarm.encoding import Digest
+from swarm.errors import StorageError
+from swarm.merge.fixed import NotFinite, Raw, Seen
+from swarm.merge.mean import Linear
+from swarm.merge.rules import Block, block_of_floats, block_of_integers, counted_weights, plan_of
+from swarm.merge.schema import ELEMENT_BYTES, FLOATS, Schema, check_same
+from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
+
+T = TypeVar("T")
+
+# 512 KiB of float64: the sum, one update and the file's bytes of a block stay in a core's second cache.
+BLOCK = 1 << 16
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What a merge saw of one update. For people: the norm is a float and may differ in its last digits elsewhere."""
+
+    norm: float
+    """Euclidean, of the float coordinates, before clipping."""
+    clipped: int
+    """Coordinates that were beyond the policy's range."""
+    share: float
+    """Its part of all weights."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merge's result: the object's digest, its leaves and size, and what was seen of the updates."""
+
+    digest: Digest
+    leaves: tuple[Digest, ...]
+    size: int
+    reports: tuple[UpdateReport, ...]
+
+
+class BadUpdate(ValueError):
+    """An update that no merge takes: other tensors, a value that is not finite, out of a sum's range."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(f"update {index}: {message}")
+        self.index = index
+
+
+def merge_files(
+    base: Path, updates: Sequence[Path], weights: Sequence[int], policy: Policy, out: Path, *, threads: int = THREADS
+) -> Digest:
+    """The digest of the merged checkpoint, which is then in `out`. See `merge`."""
+    return merge(base, updates, weights, policy, out, threads=threads).digest
+
+
+def merge(
+    base: Path,
+    updates: Sequence[Path],
+    weights: Sequence[int],
+    policy: Policy,
+    out: Path | None,
+    *,
+    threads: int = THREADS,
+) -> Merged:
+    """Merge the updates into the base by the policy's rule and write the next checkpoint to `out`.
+
+    The same bytes on every machine, with any number of threads, and for `mean` and `sum` in any order of the updates.
+    `out` is not synced; without it only the digest is made.
+
+    Args:
+        weights: sample counts, one an update; all count alike where the policy says `equal`.
+    Raises:
+        BadUpdate: names the first update that cannot be merged, and why.
+        ValueError: the base is not a canonical, finite checkpoint; or the weights break the policy.
+        StorageError: the disk would not give the inputs or take the result.
+    """
+    if out is not None and out.exists() and any(out.samefile(path) for path in (base, *updates)):
+        raise ValueError(f"{out} is an input of the merge; its result needs a file of its own")
+    with _Job(base, updates, weights, policy) as job, _written(out, job.schema.size_bytes) as target:
+        size = job.schema.size_bytes
+        leaves = job.run(range(chunk_count(size)), threads, target)
+        return Merged(root(leaves, size), tuple(leaves), size, job.reports())
+
+
+def merge_chunks(
+    base: Path,
+    updates: Sequence[Path],
+    weights: Sequence[int],
+    policy: Policy,
+    chunks: Sequence[int],
+    *,
+    threads: int = THREADS,
+) -> dict[int, Digest]:
+    """The leaves of some chunks of the merged checkpoint: what a member finds who merges again what it was assigned.
+
+    Raises as `merge` does.
+    """
+    with _Job(base, updates, weights, policy) as job:
+        return dict(zip(chunks, job.run(chunks, threads, None), strict=True))
+
+
+def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
+    """What a merge would see of this update; its share is 1.
+
+    Raises:
+        BadUpdate: no merge under this policy takes it, and why.
+        ValueError: the base is not a canonical, finite checkpoint.
+        StorageError: the disk would not give the bytes.
+    """
+    alone = policy if policy.merge == "sum" else replace(policy, merge="mean")
+    with _Job(base, [update], [1], alone) as job:
+        job.run(range(chunk_count(job.schema.size_bytes)), 1, None)
+        return job.reports()[0]
+
+
+class _Job:
+    """The open files of a merge, what is done with them, and what was seen so far."""
+
+    def __init__(self, base: Path, updates: Sequence[Path], weights: Sequence[int], policy: Policy) -> None:
+        if len(weights) != len(updates):
+            raise ValueError(f"{len(updates)} updates and {len(weights)} weights")
+        self._weights = counted_weights(weights, policy)
+        self._policy = policy
+        self._opened = ExitStack()
+        with self._opened:
+            self._base = self._opened.enter_context(_Input(base))
+            self._updates = [self._opened.enter_context(_Input(path)) for path in updates]
+            self.schema = Schema.of_file(base)
+            for index, path in enumerate(updates):
+                try:
+                    check_same(self.schema, Schema.of_file(path))
+                except ValueError as error:
+                    raise BadUpdate(index, str(error)) from error
+            self._runs = self.schema.runs
+            self._plan = plan_of(policy, self._weights)
+            self._opened = self._opened.pop_all()
+        self._lock = threading.Lock()
+        self._clipped = [0] * len(updates)
+        # One sum a chunk, so that the report does not depend on which thread was first.
+        self._squares = np.zeros((chunk_count(self.schema.size_bytes), len(updates)))
+
+    def __enter__(self) -> _Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def reports(self) -> tuple[UpdateReport, ...]:
+        """What was seen of each update."""
+        total = sum(self._weights)
+        return tuple(
+            UpdateReport(math.sqrt(math.fsum(self._squares[:, row])), self._clipped[row], weight / total)
+            for row, weight in enumerate(self._weights)
+        )
+
+    def run(self, chunks: Sequence[int], threads: int, target: int | None) -> list[Digest]:
+        """Merge these chunks and write them to `target`; their leaves, in the same order."""
+        leaves: list[Digest | None] = [None] * len(chunks)
+
+        def merge_chunk(bench: _Bench, place: int) -> None:
+            leaves[place] = self._chunk(bench, chunks[place], target)
+
+        in_threads(len(chunks), threads, lambda: _Bench(self._policy, self._plan, len(self._updates)), merge_chunk)
+        return [found for found in leaves if found is not None]
+
+    def _chunk(self, bench: _Bench, chunk: int, target: int | None) -> Digest:
+        start = chunk * CHUNK_BYTES
+        stop = min(start + CHUNK_BYTES, self.schema.size_bytes)
+        if not 0 <= start < stop:
+            raise ValueError(f"no chunk {chunk} in {self.schema.size_bytes} bytes")
+        out = bench.out[: stop - start]
+        header = self.schema.header[start:stop]
+        out[: len(header)] = np.frombuffer(header, np.uint8)
+        clipped, squares = [0] * len(self._updates), [0.0] * len(self._updates)
+        for dtype, at, end in self._pieces(start, stop):
+            block = bench.floats if dtype in FLOATS else bench.integers
+            block.start((end - at) // ELEMENT_BYTES[dtype])
+            for row, update in enumerate(self._updates):
+                raw = update.read(at, bench.read[: end - at])
+                try:
+                    seen = block.add(row, raw, dtype)
+                    self._check_range(seen)
+                except NotFinite as error:
+                    raise BadUpdate(row, self._where(error, at, dtype)) from error
+                except ValueError as error:
+                    raise BadUpdate(row, str(error)) from error
+                clipped[row] += seen.clipped
+                squares[row] += seen.squares
+            try:
+                block.finish(self._base.read(at, bench.read[: end - at]), dtype, out[at - start : end - start])
+            except NotFinite as error:
+                raise ValueError(f"the checkpoint: {self._where(error, at, dtype)}") from error
+        with self._lock:
+            self._squares[chunk] = squares
+            self._clipped = [before + more for before, more in zip(self._clipped, clipped, strict=True)]
+        if target is not None:
+            _write_at(target, out.data, start)
+        return leaf(out.data)
+
+    def _check_range(self, seen: Seen) -> None:
+        if seen.clipped and self._policy.merge == "sum":
+            raise ValueError(f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Dtype and range in the file of every block between two bytes."""
+        first = bisect.bisect_right(self._runs, start, key=lambda run: run[2])
+        for dtype, at, end in itertools.takewhile(lambda run: run[1] < stop, self._runs[first:]):
+            size = BLOCK * ELEMENT_BYTES[dtype]
+            inner, outer = max(at, start), min(end, stop)
+            for cut in range(inner, outer, size):
+                yield dtype, cut, min(cut + size, outer)
+
+    def _where(self, error: NotFinite, at: int, dtype: str) -> str:
+        tensor, index = self.schema.locate(at + error.index * ELEMENT_BYTES[dtype])
+        return f"element {index} of {tensor} is {error.what}"
+
+
+class _Bench:
+    """What one thread works with."""
+
+    def __init__(self, policy: Policy, plan: Linear, members: int) -> None:
+        self.floats: Block = block_of_floats(policy, plan, BLOCK)
+        self.integers: Block = block_of_integers(policy, members)
+        self.read: Raw = np.empty(BLOCK * 8, np.uint8)
+        self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
+
+
+def in_threads(count: int, threads: int, prepare: Callable[[], T], work: Callable[[T, int], None]) -> None:
+    """Do `work` for 0 ≤ place < count on several threads, each with what `prepare` gave it.
+
+    Of several errors the one at the first place is raised, as if there were one thread.
+    """
+    places = iter(range(count))
+    errors: dict[int, BaseException] = {}
+    lock = threading.Lock()
+
+    def run() -> None:
+        mine = prepare()
+        while True:
+            with lock:
+                # Places are handed out in order: whatever is before an error is done or under way.
+                place = None if errors else next(places, None)
+            if place is None:
+                return
+            try:
+                work(mine, place)
+            except BaseException as error:
+                with lock:
+                    errors[place] = error
+
+    helpers = [
+        threading.Thread(target=run, name=f"merge-{number}", daemon=True) for number in range(1, min(threads, count))
+    ]
+    for helper in helpers:
+        helper.start()
+    run()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[min(errors)]
+
+
+class _Input:
+    """An input file, read at any place by any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _disk(path):
+            self._file = os.open(path, os.O_RDONLY)
+
+    def __enter__(self) -> _Input:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def read(self, offset: int, into: Raw) -> Raw:
+        """Fill `into`; ValueError where the file became shorter meanwhile."""
+        view = into.data
+        with _disk(self._path):
+            while view:
+                count = os.preadv(self._file, [view], offset)
+                if not count:
+                    raise ValueError(f"{self._path.name} ends at byte {offset}, it became shorter")
+                view, offset = view[count:], offset + count
+        return into
+
+
+@contextmanager
+def _written(out: Path | None, size: int) -> Iterator[int | None]:
+    """A new file of this size; it is removed again if the merge fails."""
+    if out is None:
+        yield None
+        return
+    with _disk(out):
+        target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with _disk(out):
+            os.ftruncate(target, size)
+        yield target
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(target)
+
+
+def _write_at(target: int, view: memoryview, offset: int) -> None:
+    with _disk(None):
+        while view:
+            count = os.pwrite(target, view, offset)
+            view, offset = view[count:], offset + count
+
+
+@contextmanager
+def _disk(path: Path | None) -> Iterator[None]:
+    """The door for what the operating system says about the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{error.filename or path or 'the merged checkpoint'}: {error.strerror or error}; a merge reads its inputs "
+            "and writes a file of the checkpoint's size: check the disk that holds the site's `folder`"
+        ) from error

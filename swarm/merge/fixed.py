@@ -1,0 +1,195 @@
+"""Floats as whole numbers of steps, and back: where a float's rounding happens, and nowhere else.
+
+A coordinate x of an update becomes q = x / 2**-bits rounded to the nearest whole number, ties to even, after x was
+clipped to ±limit steps. Sums of q are exact, so they do not depend on their order or on the machine.
+
+How, in three passes that every IEEE 754 machine does alike: adding 1.5 * 2**(52 - bits) makes a float64 whose last
+bit is worth one step, so the addition itself rounds; the bits of the sum, read as an integer, are q plus a constant,
+the bias, that the caller takes off its sum once. (Knuth, TAOCP 2, 4.2.2, on rounding by adding a constant.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float64s: TypeAlias = NDArray[np.float64]
+Int64s: TypeAlias = NDArray[np.int64]
+Raw: TypeAlias = NDArray[np.uint8]
+"""Elements as they lie in a file, little-endian."""
+
+NUMPY_TYPES: Mapping[str, str] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U8": "|u1",
+    "BOOL": "|u1",
+}
+"""BF16 as its bits, BOOL as its bytes."""
+
+# Beyond it the sum with 1.5 * 2**(52 - bits) leaves the binade in which one bit is one step.
+LIMIT_MAX = 2**51 - 1
+
+_LARGEST = {
+    "F16": 65504.0,
+    "BF16": float(np.uint32(0x7F7F0000).view(np.float32)),
+    "F32": float(np.finfo(np.float32).max),
+    "F64": float(np.finfo(np.float64).max),
+}
+
+
+class NotFinite(ValueError):
+    """A value is NaN or infinite, or a BOOL is neither 0 nor 1."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(f"element {index} is {what}")
+        self.index = index
+        self.what = what
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of some elements of an update."""
+
+    clipped: int = 0
+    """How many were beyond the range."""
+    squares: float = 0.0
+    """The sum of their squares after clipping; its last digits depend on the machine."""
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Steps of 2**-bits, clipped to ±range.
+
+    Raises:
+        ValueError: more than 2**51 steps in the range, or none.
+    """
+
+    bits: int
+    range: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bits <= 52 or not 1 <= self.limit <= LIMIT_MAX:
+            raise ValueError(f"±{self.range} in steps of 2**-{self.bits} has not between 1 and 2**51 steps")
+
+    @cached_property
+    def limit(self) -> int:
+        """The largest whole number of steps within the range."""
+        return int(Fraction(self.range) * 2**self.bits)
+
+    @cached_property
+    def edge(self) -> float:
+        """`limit` steps as a float, exact."""
+        return float(Fraction(self.limit, 2**self.bits))
+
+    @cached_property
+    def _shift(self) -> float:
+        return 1.5 * 2.0 ** (52 - self.bits)
+
+    @cached_property
+    def bias(self) -> int:
+        """What `quantize` leaves in every integer besides q."""
+        return int(np.float64(self._shift).view(np.int64))
+
+    def quantize(self, raw: Raw, dtype: str, out: Float64s) -> tuple[Int64s, Seen]:
+        """Fixed point of a tensor's elements, still with the bias, and what was seen of them.
+
+        Args:
+            raw: the elements as they lie in a file.
+            out: scratch of as many float64; the answer is a view of it.
+        Raises:
+            NotFinite: an element is NaN or infinite.
+        """
+        clipped = 0
+        values = load(raw, dtype, out)
+        source = raw.view(NUMPY_TYPES[dtype]) if dtype in ("F64", "F32") else values
+        # Minimum and maximum pass a NaN on, and no comparison with it holds.
+        if len(values) and not (source.max() <= self.edge and source.min() >= -self.edge):
+            check_finite(values)
+            clipped = int(np.count_nonzero(values > self.edge) + np.count_nonzero(values < -self.edge))
+            np.clip(values, -self.edge, self.edge, out=values)
+        squares = float(np.einsum("i,i->", values, values))
+        np.add(values, self._shift, out=values)
+        return values.view(np.int64), Seen(clipped, squares)
+
+    def of(self, values: NDArray[Any]) -> tuple[Int64s, Seen]:
+        """Fixed point of float64 values, without the bias, and what was seen of them. For tests and small vectors."""
+        raw = np.ascontiguousarray(values, dtype="<f8").view(np.uint8)
+        biased, seen = self.quantize(raw, "F64", np.empty(raw.size // 8))
+        return biased - self.bias, seen
+
+
+def load(raw: Raw, dtype: str, out: Float64s) -> Float64s:
+    """A float tensor's elements as float64, exactly."""
+    if dtype == "BF16":
+        wide = np.left_shift(raw.view("<u2"), 16, dtype=np.uint32)
+        np.copyto(out, wide.view(np.float32))
+    else:
+        np.copyto(out, raw.view(NUMPY_TYPES[dtype]))
+    return out
+
+
+def store(values: Float64s, dtype: str, out: Raw) -> None:
+    """Round float64 once to the dtype: to nearest, ties to even; beyond its largest finite value that value; no -0.
+
+    Overwrites `values`.
+    """
+    largest = _LARGEST[dtype]
+    if dtype in ("F16", "BF16"):
+        if len(values) and not (values.max() <= largest and values.min() >= -largest):
+            np.clip(values, -largest, largest, out=values)
+        bits = out.view("<u2")
+        if dtype == "BF16":
+            _to_bfloat16(values, bits)
+        else:
+            np.copyto(out.view("<f2"), values, casting="same_kind")
+        bits[bits == 0x8000] = 0
+        return
+    target = out.view(NUMPY_TYPES[dtype])
+    with np.errstate(over="ignore"):
+        np.copyto(target, values, casting="same_kind")
+    if len(target) and not (target.max() <= largest and target.min() >= -largest):
+        np.clip(target, -largest, largest, out=target)
+    # -0 + 0 is +0, and nothing else changes.
+    np.add(target, 0.0, out=target)
+
+
+def _to_bfloat16(values: Float64s, out: NDArray[np.uint16]) -> None:
+    """Round to nearest even in one step; through float32, whose own rounding is undone where it made a tie."""
+    single = values.astype(np.float32)
+    bits = single.view(np.uint32)
+    ties = np.flatnonzero((bits & 0xFFFF) == 0x8000)
+    if len(ties):
+        exact, rounded = np.abs(values[ties]), np.abs(single[ties].astype(np.float64))
+        bits[ties] += (exact > rounded).astype(np.uint32)
+        bits[ties] -= (exact < rounded).astype(np.uint32)
+    odd = (bits >> 16) & 1
+    bits += odd
+    bits += 0x7FFF
+    bits >>= 16
+    np.copyto(out, bits, casting="same_kind")
+
+
+def check_finite(values: Float64s) -> None:
+    """Raises NotFinite at the first NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise NotFinite(int(bad[0]), str(values[bad[0]]))
+
+
+def check_bool(raw: Raw) -> None:
+    """Raises NotFinite at the first BOOL that is neither 0 nor 1."""
+    if len(raw) and raw.max() > 1:
+        index = int(np.flatnonzero(raw > 1)[0])
+        raise NotFinite(index, f"{raw[index]}, no truth value")
