@@ -277,6 +277,15 @@ def __init__(consortium: address, ticks_per_second: uint256):
 
 @external
 @view
+def ticksPerSecond() -> uint256:
+    """
+    @notice How many ticks of this ledger's timestamps, in which all times here are told, make a second
+    """
+    return TICKS_PER_SECOND
+
+
+@external
+@view
 def run(id: uint256) -> RunRecord:
     kept: Run = self.runs[id]
     terms: Terms = self._terms(id)
@@ -342,7 +351,6 @@ def round_state(id: uint256) -> RoundRecord:
     shown.base = self.bases[id][head.round]
     shown.seed = self.runs[id].seed
     shown.opened = head.opened
-    shown.deadline = head.deadline
     if head.phase != SUBMIT:
         shown.leader = self._member(id, head.leader)
     if head.phase == ATTEST:
@@ -369,6 +377,9 @@ def round_state(id: uint256) -> RoundRecord:
             shown.attested.append(member)
         if (doubts >> 128) & bit != 0:
             shown.refused.append(member)
+    # No deadline runs while it could do nothing.
+    if head.phase != SUBMIT or self._size(waiting & LOW) >= self._terms(id).submissions_min:
+        shown.deadline = head.deadline
     if head.awaited != 0:
         for operator: address in self.approvers[id]:
             if self.consents[id][operator].awaited:
@@ -724,11 +735,12 @@ def advance(id: uint256, round: uint256, view: uint256):
     head: Head = self._head(id)
     self._check_round(head, round)
     assert head.view == view, "the round is at another view"
-    assert head.deadline != 0, "no deadline runs before the first submission"
+    waiting: uint256 = self.runs[id].waiting
+    assert (
+        head.phase != SUBMIT or self._size(waiting & LOW) >= self._terms(id).submissions_min
+    ), "no deadline runs before enough have submitted"
     assert block.timestamp >= head.deadline, "the deadline has not passed"
     if head.phase == SUBMIT:
-        waiting: uint256 = self.runs[id].waiting
-        assert self._size(waiting & LOW) >= self._terms(id).submissions_min, "too few have submitted"
         self.runs[id].waiting = (waiting & LOW) << 128 | waiting & LOW
         head.awaited = 0
         head = self._merge(id, head)

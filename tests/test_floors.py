@@ -44,6 +44,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "trie": ("swarm/ledger",),
     "coincurve": ("swarm/identity.py", "swarm/net"),
     "base58": ("swarm/identity.py", "swarm/net"),
+    "aiohttp": ("swarm/ledger",),  # what web3's HTTP provider raises
     "web3": ("swarm/ledger", "swarm/node", "swarm/cli"),
     "numpy": ("swarm/merge", "swarm/learn"),
     "cryptography": ("swarm/merge", "swarm/net"),

@@ -11,11 +11,35 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from eth_abi import abi
+from eth_abi.codec import ABICodec
+from eth_abi.decoding import AddressDecoder, StringDecoder
 from eth_abi.exceptions import DecodingError, EncodingError
+from eth_abi.registry import BaseEquals
+from eth_abi.registry import registry as plain_registry
 
 from swarm.encoding import Digest, keccak256
 from swarm.ledger.artifact import Artifact, artifact
+
+
+class _Raw(AddressDecoder):
+    """Addresses as 20 bytes, as everywhere in this project, instead of text."""
+
+    decoder_fn = bytes
+
+
+class _Text(StringDecoder):
+    """Text that a member wrote: what is not UTF-8 is replaced, or one bad name made all of an answer unreadable."""
+
+    def __init__(self) -> None:
+        super().__init__(handle_string_errors="replace")  # type: ignore[no-untyped-call]
+
+
+_registry = plain_registry.copy()  # type: ignore[no-untyped-call]
+_registry.unregister_decoder("address")
+_registry.unregister_decoder("string")
+_registry.register_decoder(BaseEquals("string"), _Text, label="string")  # type: ignore[no-untyped-call]
+_registry.register_decoder(BaseEquals("address"), _Raw, label="address")  # type: ignore[no-untyped-call]
+abi = ABICodec(_registry)
 
 # Error(string), which a refusal's reason comes in (Solidity ABI).
 _ERROR = keccak256(b"Error(string)")[:4]
@@ -73,7 +97,7 @@ class Interface:
             raise ValueError(f"{self.name}.{function} does not take {arguments!r}: {error}") from error
 
     def result(self, function: str, data: bytes) -> Any:
-        """What a call answered: the value, or a tuple of them; addresses as text, structs as tuples.
+        """What a call answered: the value, or a tuple of them; addresses as 20 bytes, structs as tuples.
 
         Raises:
             ValueError: not an answer of this function.
