@@ -33,20 +33,35 @@ TELL_S = 5.0
 
 _keepers: dict[Path, Keeper] = {}
 """The nodes that this process started, by socket: the second run of a script finds the first one's node."""
+_others: set[Path] = set()
+"""Sockets where somebody else's node answered: if it goes away it is waited for, and no second one is started."""
 
 
 class Node:
-    """A site's node: `call` asks it, `close` hangs up and stops the node if this process started it."""
+    """A site's node: `call` asks it, `close` hangs up and stops the node if this process started it.
 
-    def __init__(self, site: SiteConfig, *, patience_s: float) -> None:
+    Args:
+        site: whose node.
+        patience_s: how long a node that is away, or that cannot do a thing yet, is waited for.
+        starts: where no node runs for the site, start one. False waits for it.
+    """
+
+    def __init__(self, site: SiteConfig, *, patience_s: float, starts: bool = False) -> None:
         self.site = site
         self._patience_s = patience_s
+        self._starts = starts
         self._socket: socket.socket | None = None
         self._received = b""
         self._number = 0
         self._lost = False
         self.on_return: Callable[[], None] | None = None
         """Called once the node is back after it was away, before the request is asked again."""
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def call(self, method: str, **params: Any) -> Any:
         """The node's answer.
@@ -126,12 +141,14 @@ class Node:
                     raise ConfigError(found + keeper.last_words()) from None
                 logger.warning("%s%s", found, keeper.last_words())
                 keeper = None
-            if keeper is None:
+            if keeper is None and self._starts and self.site.socket not in _others:
                 logger.info("no node runs for %s: starting one", self.site.name)
                 _keepers[self.site.socket] = Keeper(self.site)
             raise
         if keeper is not None:
             keeper.answered = True
+        else:
+            _others.add(self.site.socket)
         line.settimeout(QUIET_S)
         self._socket, self._received = line, b""
 

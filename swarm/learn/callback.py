@@ -6,6 +6,7 @@ argument here. The model's bytes pass through files of the store, never through 
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from swarm.learn.state import Checkpoint, State, write_update
 
 logger = logging.getLogger(__name__)
 
-METRICS_MAX = 16
-"""The ledger's record of a submission has 512 bytes for all metrics together."""
+METRICS_MAX_BYTES = 512
+"""What the ledger keeps with a submission: the metrics of a round as compact JSON, the loss among them."""
 
 
 class SwarmCallback:
@@ -40,7 +41,7 @@ class SwarmCallback:
 
     def __init__(self, model: nn.Module, site: str | Path, run: str = "heart", *, patience_s: float = 600.0) -> None:
         self.model = model
-        self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s), run)
+        self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
         self._base: Checkpoint | None = None
         self._place: Place | None = None
         self._forget()
@@ -119,15 +120,16 @@ class SwarmCallback:
 
     def on_epoch_end(self, metrics: Mapping[str, float]) -> None:
         """Numbers to record with the next submission; a later number of the same name replaces an earlier one."""
+        merged = dict(self._metrics)
         for name, value in metrics.items():
             if math.isfinite(value):
-                self._metrics[name] = float(value)
+                merged[name] = float(value)
             else:
                 logger.warning("run %s: the metric %s is %s and is not recorded", self._seat.run, name, value)
-        if len(self._metrics) > METRICS_MAX:
-            raise ValueError(
-                f"{len(self._metrics)} metrics ({', '.join(self._metrics)}); at most {METRICS_MAX} are kept"
-            )
+        size = len(json.dumps({"loss": -1.2345678901234567e-100, **merged}, separators=(",", ":")))
+        if size > METRICS_MAX_BYTES:
+            raise ValueError(f"metrics of {size} bytes, the ledger takes {METRICS_MAX_BYTES}: name fewer, or shorter")
+        self._metrics = merged
 
     def on_train_end(self, *, failed: bool = False) -> None:
         """Detach; the model holds the last checkpoint unless training `failed`."""

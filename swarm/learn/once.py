@@ -42,7 +42,7 @@ def sum_over_members(
     whole = [name for name, value in values.items() if not value.is_floating_point()]
     if whole:
         raise ValueError(f"{', '.join(whole)}: whole numbers are not added by a merge; give floats, float64 for counts")
-    seat = Seat(Node(load_site(Path(site)), patience_s=patience_s), run)
+    seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
     try:
         place = seat.take()
         policy = seat.policy
