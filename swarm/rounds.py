@@ -190,7 +190,9 @@ def fault_max(members: int) -> int:
     return (members - 1) // 3
 
 
-def duties(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float) -> frozenset[Duty]:
+def duties(
+    state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
+) -> frozenset[Duty]:
     """What `me` owes now.
 
     Args:
@@ -198,6 +200,7 @@ def duties(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s:
         have: what this node has of it.
         now_s: Unix seconds by this node's clock.
         merge_s: the policy's time for a leader; bytes that are absent for half of it are reported missing.
+        submissions_min: the policy's; with fewer a round waits, whatever its deadline says.
     """
     if state.state is not RunState.OPEN:
         return frozenset()
@@ -233,9 +236,14 @@ def duties(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s:
     elif state.published is not None and me in submitters and me not in state.attested | state.refused:
         owed.add(_verdict(state, state.published, have.merged))
 
-    if state.deadline_s and now_s >= advance_due_s(state, me):
+    if _can_advance(state, submissions_min) and now_s >= advance_due_s(state, me):
         owed.add(Advance(state.run, state.round, state.view, state.phase))
     return frozenset(owed)
+
+
+def _can_advance(state: RoundState, submissions_min: int) -> bool:
+    """Whether the contract would go on after the deadline: it never merges fewer submissions than the policy says."""
+    return state.deadline_s > 0 and (state.phase is not Phase.SUBMIT or len(state.submissions) >= submissions_min)
 
 
 def _verdict(state: RoundState, published: Digest, found: Digest) -> Attest | Refuse:
@@ -255,9 +263,11 @@ def advance_due_s(state: RoundState, me: Address) -> float:
     return state.deadline_s + ADVANCE_STAGGER_S * turn
 
 
-def next_change_s(state: RoundState, me: Address, now_s: float, *, merge_s: float) -> float | None:
+def next_change_s(
+    state: RoundState, me: Address, now_s: float, *, merge_s: float, submissions_min: int
+) -> float | None:
     """When to ask `duties` again although nothing arrived; None where only an arrival can change them."""
-    if state.state is not RunState.OPEN or not state.deadline_s:
+    if state.state is not RunState.OPEN or not _can_advance(state, submissions_min):
         return None
     times = [state.deadline_s - merge_s / 2, advance_due_s(state, me)]
     return min((time for time in times if time > now_s), default=None)

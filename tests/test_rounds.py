@@ -35,7 +35,7 @@ from swarm.rounds import (
 )
 
 RUN, ROUND, VIEW = 7, 3, 1
-NOW_S, DEADLINE_S, MERGE_S = 1000.0, 1010.0, 8.0
+NOW_S, DEADLINE_S, MERGE_S, SUBMISSIONS_MIN = 1000.0, 1010.0, 8.0, 2
 
 
 def digest(text: str) -> Digest:
@@ -272,6 +272,20 @@ SITUATIONS = [
         now_s=DEADLINE_S + 4 * ADVANCE_STAGGER_S,
     ),
     Situation(
+        "after the deadline a round with enough submissions goes on without the others",
+        state(Phase.SUBMIT, (ALL[0], ALL[1])),
+        Have(EVERYTHING),
+        frozenset({Advance(RUN, ROUND, VIEW, Phase.SUBMIT)}),
+        now_s=DEADLINE_S + 4 * ADVANCE_STAGGER_S,
+    ),
+    Situation(
+        "a round with too few submissions waits, whatever its deadline says",
+        state(Phase.SUBMIT, (ALL[0],)),
+        Have(EVERYTHING),
+        frozenset(),
+        now_s=DEADLINE_S + 100,
+    ),
+    Situation(
         "a finished run asks for nothing",
         state(Phase.SUBMIT, of_run=RunState.FINISHED),
         Have(),
@@ -290,7 +304,9 @@ SITUATIONS = [
 
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.claim)
 def test_the_table(situation: Situation) -> None:
-    found = duties(situation.state, situation.me, situation.have, situation.now_s, merge_s=MERGE_S)
+    found = duties(
+        situation.state, situation.me, situation.have, situation.now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN
+    )
     assert found == situation.owed
 
 
@@ -346,7 +362,7 @@ def owed_of_kind(kind: type[Duty], owed: frozenset[Duty]) -> list[Duty]:
 def test_a_verdict_rests_on_an_own_merge_and_says_what_it_found(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    for duty in duties(state, me, have, now_s, merge_s=MERGE_S):
+    for duty in duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN):
         if isinstance(duty, Attest):
             assert have.merged is not None
             assert have.merged == state.published == duty.checkpoint
@@ -364,7 +380,7 @@ def test_a_verdict_rests_on_an_own_merge_and_says_what_it_found(
 def test_only_the_leader_publishes_and_only_what_it_merged(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    for duty in owed_of_kind(Publish, duties(state, me, have, now_s, merge_s=MERGE_S)):
+    for duty in owed_of_kind(Publish, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
         assert isinstance(duty, Publish)
         assert me == state.leader
         assert duty.checkpoint == have.merged
@@ -376,7 +392,7 @@ def test_only_the_leader_publishes_and_only_what_it_merged(
 def test_a_merge_is_owed_only_with_every_byte_here_and_takes_all_that_are_not_struck(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    for duty in owed_of_kind(Merge, duties(state, me, have, now_s, merge_s=MERGE_S)):
+    for duty in owed_of_kind(Merge, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
         assert isinstance(duty, Merge)
         assert {duty.base, *(s.digest for s in duty.submissions)} <= have.objects
         assert duty.submissions == tuple(s for s in state.submissions if not s.struck)
@@ -387,7 +403,7 @@ def test_a_merge_is_owed_only_with_every_byte_here_and_takes_all_that_are_not_st
 def test_what_is_here_is_not_fetched_and_nobody_asks_itself(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    owed = duties(state, me, have, now_s, merge_s=MERGE_S)
+    owed = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
     fetched = [duty.digest for duty in owed if isinstance(duty, Fetch)]
     assert not set(fetched) & have.objects
     assert len(fetched) == len(set(fetched))
@@ -402,7 +418,7 @@ def test_what_is_here_is_not_fetched_and_nobody_asks_itself(
 def test_custody_is_asked_of_others_and_never_of_more_than_there_are(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    for duty in owed_of_kind(Submit, duties(state, me, have, now_s, merge_s=MERGE_S)):
+    for duty in owed_of_kind(Submit, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
         assert isinstance(duty, Submit)
         assert me not in duty.custodians
         assert len(set(duty.custodians)) == len(duty.custodians)
@@ -418,8 +434,8 @@ def test_nobody_owes_anything_in_a_run_that_is_not_open(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
     if state.state is not RunState.OPEN:
-        assert duties(state, me, have, now_s, merge_s=MERGE_S) == frozenset()
-        assert next_change_s(state, me, now_s, merge_s=MERGE_S) is None
+        assert duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) == frozenset()
+        assert next_change_s(state, me, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) is None
 
 
 @thorough
@@ -427,7 +443,9 @@ def test_nobody_owes_anything_in_a_run_that_is_not_open(
 def test_only_absent_updates_of_others_are_reported_and_not_before_half_of_the_time(
     state: RoundState, me: Address, have: Have, now_s: float
 ) -> None:
-    for duty in owed_of_kind(ReportMissing, duties(state, me, have, now_s, merge_s=MERGE_S)):
+    for duty in owed_of_kind(
+        ReportMissing, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+    ):
         assert isinstance(duty, ReportMissing)
         assert duty.member != me
         assert submission(duty.member) in state.submissions
@@ -456,8 +474,10 @@ def test_next_change_names_every_moment_at_which_duties_change_by_themselves(
     state: RoundState, me: Address, have: Have, one_s: float, other_s: float
 ) -> None:
     before_s, after_s = sorted((one_s, other_s))
-    if duties(state, me, have, before_s, merge_s=MERGE_S) != duties(state, me, have, after_s, merge_s=MERGE_S):
-        change_s = next_change_s(state, me, before_s, merge_s=MERGE_S)
+    if duties(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) != duties(
+        state, me, have, after_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN
+    ):
+        change_s = next_change_s(state, me, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
         assert change_s is not None
         assert before_s < change_s <= after_s
 
@@ -465,8 +485,8 @@ def test_next_change_names_every_moment_at_which_duties_change_by_themselves(
 @thorough
 @given(states(), members, haves(), times)
 def test_the_same_situation_owes_the_same(state: RoundState, me: Address, have: Have, now_s: float) -> None:
-    first = duties(state, me, have, now_s, merge_s=MERGE_S)
-    assert first == duties(replace(state), me, replace(have), now_s, merge_s=MERGE_S)
+    first = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+    assert first == duties(replace(state), me, replace(have), now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
 
 
 @thorough
@@ -486,9 +506,11 @@ def test_views_in_a_row_ask_every_eligible_member_to_lead(seed: Digest, view: in
 # --- a planted mistake: each property above must be able to fail
 
 
-def attest_blindly(state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float) -> frozenset[Duty]:
+def attest_blindly(
+    state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
+) -> frozenset[Duty]:
     """What a member owes if it trusts the leader."""
-    owed = duties(state, me, have, now_s, merge_s=merge_s)
+    owed = duties(state, me, have, now_s, merge_s=merge_s, submissions_min=submissions_min)
     submitters = {s.member for s in state.merged}
     if state.published is not None and me in submitters - state.attested and state.phase is Phase.ATTEST:
         owed |= {Attest(state.run, state.round, state.view, state.published)}
@@ -496,7 +518,11 @@ def attest_blindly(state: RoundState, me: Address, have: Have, now_s: float, *, 
 
 
 def test_blind_attestation_is_caught_by_the_table() -> None:
-    caught = [s.claim for s in SITUATIONS if attest_blindly(s.state, s.me, s.have, s.now_s, merge_s=MERGE_S) != s.owed]
+    caught = [
+        s.claim
+        for s in SITUATIONS
+        if attest_blindly(s.state, s.me, s.have, s.now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) != s.owed
+    ]
     assert "nobody attests what it has not merged" in caught
     assert "another digest is refused" in caught
 

@@ -202,9 +202,9 @@ class Participation:
                 if not self._store.has(effort.run.policy):
                     continue
                 effort.policy = self._read_policy(effort.run)
-            merge_s = effort.policy.merge_s
-            owed |= self._owed(state, self._have(effort, state), now_s, merge_s)
-            again_s = next_change_s(state, self._me, now_s, merge_s=merge_s)
+            owed |= self._owed(state, self._have(effort, state), now_s, effort.policy)
+            merge_s, submissions_min = effort.policy.merge_s, effort.policy.submissions_min
+            again_s = next_change_s(state, self._me, now_s, merge_s=merge_s, submissions_min=submissions_min)
             if again_s is not None:
                 wake_s.append(again_s - now_s)
         for duty in sorted(owed - self._running.keys(), key=repr):
@@ -219,9 +219,10 @@ class Participation:
         if wake_s:
             self._stir_later(max(min(wake_s), 0.0) + 0.01)
 
-    def _owed(self, state: RoundState, have: Have, now_s: float, merge_s: float) -> frozenset[Duty]:
+    def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
         """The rule that this node follows; a simulated liar follows another."""
-        return duties(state, self._me, have, now_s, merge_s=merge_s)
+        merge_s, submissions_min = policy.merge_s, policy.submissions_min
+        return duties(state, self._me, have, now_s, merge_s=merge_s, submissions_min=submissions_min)
 
     def _takes_part(self, state: RoundState) -> bool:
         return self._me in state.expected or any(s.member == self._me for s in state.submissions)
