@@ -167,6 +167,8 @@ class Receipt:
     gas_used_total: int
     """By this transaction and those before it in its block."""
     logs: tuple[Log, ...]
+    revert: bytes = b""
+    """Why it failed: the revert data, for people; no part of the block."""
 
     def encode(self) -> bytes:
         """The consensus encoding, whose trie's root stands in the header."""
@@ -191,6 +193,7 @@ def encode_receipts(receipts: Sequence[Receipt]) -> bytes:
                 r.gas_used,
                 r.gas_used_total,
                 [[log.address, list(log.topics), log.data] for log in r.logs],
+                r.revert,
             ]
             for r in receipts
         ]
@@ -201,7 +204,7 @@ def decode_receipts(data: bytes) -> tuple[Receipt, ...]:
     """What `encode_receipts` wrote; ValueError if it is damaged."""
     receipts = []
     for item in list_of(unpack(data, max_bytes=1 << 30)):
-        kind, succeeded, used, total, logs = list_of(item, size=5)
+        kind, succeeded, used, total, logs, revert = list_of(item, size=6)
         receipts.append(
             Receipt(
                 kind=number(kind),
@@ -209,6 +212,7 @@ def decode_receipts(data: bytes) -> tuple[Receipt, ...]:
                 gas_used=number(used),
                 gas_used_total=number(total),
                 logs=tuple(_log(log) for log in list_of(logs)),
+                revert=data_of(revert),
             )
         )
     return tuple(receipts)

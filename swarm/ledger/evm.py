@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eth.abc import ComputationAPI
-from eth.exceptions import ContractCreationCollision
+from eth.exceptions import ContractCreationCollision, Revert
 from eth.vm.execution_context import ExecutionContext
 from eth.vm.forks.cancun.computation import CancunComputation
 from eth.vm.forks.cancun.state import CancunState
@@ -38,6 +38,8 @@ from swarm.ledger.trie import Nodes, ordered_root
 TRANSACTION_GAS_MAX = 20_000_000
 CALL_GAS = 100_000_000
 """What a read-only call may burn; it costs this node's time only."""
+REVERT_KEPT_BYTES = 1024
+"""A reason for people is shorter."""
 
 # EIP-4788: where a contract keeps the parents' beacon roots, and the length of its ring.
 _BEACON_ROOTS = bytes.fromhex("000f3df6d732807ef1319fb7b8bb8522d0beac02")
@@ -76,6 +78,8 @@ class Outcome:
     gas_used: int
     error: str = ""
     """In py-evm's words, empty where the call succeeded."""
+    reverted: bool = False
+    """It failed because the code said so."""
 
 
 class Evm:
@@ -195,8 +199,8 @@ class Evm:
         computation = _run(machine, state, sender, to, value, data, gas - spent, 0, ())
         remaining = computation.get_gas_remaining()
         error = "" if computation.is_success else f"{type(computation.error).__name__}: {computation.error}"
-        output = bytes(computation.output)
-        return Outcome(computation.is_success, output, gas - remaining, error)
+        reverted = computation.is_error and isinstance(computation.error, Revert)
+        return Outcome(computation.is_success, bytes(computation.output), gas - remaining, error, reverted)
 
     def deploy(self, address: Address, code: bytes, *, others: Mapping[Address, Allocation]) -> Allocation:
         """What a constructor leaves at `address` when it runs in a world of its own beside `others`.
@@ -321,7 +325,8 @@ def _apply(machine: _Machine, state: State, transaction: Transaction, gas_used_b
         Log(address, tuple(topic.to_bytes(32, "big") for topic in topics), bytes(data))
         for address, topics, data in computation.get_log_entries()
     )
-    return Receipt(transaction.kind, computation.is_success, used, gas_used_before + used, logs)
+    revert = b"" if computation.is_success else bytes(computation.output)[:REVERT_KEPT_BYTES]
+    return Receipt(transaction.kind, computation.is_success, used, gas_used_before + used, logs, revert)
 
 
 def _run(

@@ -37,6 +37,7 @@ from swarm.ledger.database import BlockRow, Database
 from swarm.ledger.evm import CALL_GAS, Evm, Execution, Outcome, check_fits
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.pool import Pool
+from swarm.ledger.state import Account
 
 CLOCK_AHEAD_MS = 15_000
 """How far a block's time may be ahead of the judge's clock."""
@@ -115,6 +116,16 @@ class LogEntry:
     """Of the transaction in its block."""
     index: int
     """Of the log in its block."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Trie nodes from the state root to an account and from it to storage slots (EIP-1186)."""
+
+    account: Account
+    account_nodes: tuple[bytes, ...]
+    slots: tuple[tuple[int, int, tuple[bytes, ...]], ...]
+    """(slot, value, nodes)."""
 
 
 class Ledger:
@@ -485,6 +496,19 @@ class Ledger:
         """A storage slot after a block (the head)."""
         return self._evm.at(self._root(block)).slot(address, slot)
 
+    def proof(self, address: Address, slots: Sequence[int], block: int | None = None) -> Proof:
+        """An account and some of its storage after a block (the head), with what proves them against the state root."""
+        state = self._evm.at(self._root(block))
+        account = state.account(address)
+        return Proof(
+            account,
+            tuple(state.nodes.proof(state.root, keccak256(address))),
+            tuple(
+                (slot, state.slot(address, slot), tuple(state.nodes.proof(account.storage_root, _slot_key(slot))))
+                for slot in slots
+            ),
+        )
+
     def block(self, number: int) -> Block:
         """A decided block; ValueError if there is none with this number."""
         if not 0 <= number <= self._header.number:
@@ -624,6 +648,10 @@ def _read_payload(payload: bytes) -> tuple[Header, tuple[bytes, ...], bytes, byt
     except ValueError as error:
         raise PeerError(f"not a payload: {error}", evidence=payload[:1024]) from error
     return header, raws, block, certificate
+
+
+def _slot_key(slot: int) -> Digest:
+    return keccak256(slot.to_bytes(32, "big"))
 
 
 def _bits_any(values: frozenset[bytes]) -> list[int]:

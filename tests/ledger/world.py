@@ -74,7 +74,7 @@ def signed(
     if kind == 0:
         fields["gasPrice"] = price
     elif kind == 1:
-        fields.update(type=1, gasPrice=price, accessList=[{"address": to_hex(RUNS), "storageKeys": [bytes(32)]}])
+        fields.update(type=1, gasPrice=price, accessList=[{"address": to_hex(RUNS), "storageKeys": ["0x" + "00" * 32]}])
     else:
         fields.update(type=2, maxFeePerGas=price, maxPriorityFeePerGas=price)
     return bytes(Account.sign_transaction(fields, identity.secret).raw_transaction)
