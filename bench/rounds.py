@@ -32,6 +32,7 @@ from rich.table import Table
 
 from swarm.config import load_site
 from swarm.learn.attach import Node
+from swarm.merge import Schema, Tensor, write_file
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,19 @@ class Cost:
 
 
 def _model(folder: Path, parameters: int) -> Path:
-    from swarm.merge import Schema, write_tensors
-
-    schema = Schema.of({"weight": np.zeros(parameters, np.float32)})
     path = folder / "genesis.safetensors"
-    write_tensors(path, schema, {"weight": np.zeros(parameters, np.float32)})
+    schema = Schema.of([Tensor("weight", "F32", (parameters,))])
+    write_file(path, schema, {"weight": np.zeros(parameters, np.float32)})
     return path
 
 
 def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
     """A training process that does not train: it submits the same update each round and notes when rounds closed."""
-    from swarm.merge import Schema, write_tensors
-
     schema = Schema.of_file(genesis)
     parameters = schema.tensors[0].shape[0]
     rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
     update = genesis.parent / f"update-{site.stem}.safetensors"
-    write_tensors(update, schema, {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)})
+    write_file(update, schema, {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)})
     times = [time.time()]
     with Node(load_site(site), patience_s=60) as session:
         here = session.call("swarm_attach", run=run)

@@ -14,7 +14,7 @@ from swarm.audit.replay import Difference, replayed
 from swarm.audit.retell import retell
 from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
-from swarm.ledger.genesis import Genesis, genesis_of
+from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import ExecutionCache
 
 Progress = Callable[[str, int, int], None]
@@ -61,7 +61,8 @@ class Report:
                 continue
             told.append(
                 f"{site.site}: {site.blocks} blocks and {site.transactions} transactions replayed, "
-                f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, {site.objects} objects hashed"
+                f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, "
+                f"{site.objects} objects hashed"
             )
         if self.first_difference is not None and not any(site.difference for site in self.sites):
             told.append(self.first_difference)
@@ -82,7 +83,7 @@ def audit(folder: Path, *, progress: Progress | None = None) -> Report:
     config, sites = _find(folder)
     report = Report()
     try:
-        genesis = genesis_of(config)
+        genesis = Genesis.of(config)
     except ConfigError as error:
         report.first_difference = str(error)
         return report

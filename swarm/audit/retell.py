@@ -4,7 +4,6 @@ every merge again whose bytes the store still holds.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from swarm.identity import checksum
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.merge import merge_files
+from swarm.merge import merge
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
 from swarm.rounds import Submission, leader_of
 from swarm.store import object_place
@@ -257,12 +256,10 @@ def _merge_again(
         policy = Policy.decode(policy_place.read_bytes())
     except ConfigError as error:
         raise Difference(f"run {run.number} ({run.name}): its policy cannot be read: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="swarm-audit-") as scratch:
-        out = Path(scratch) / "checkpoint.safetensors"
-        try:
-            found = merge_files(places[0], places[1:], [s.weight for s in submissions], policy, out)
-        except ValueError as error:
-            raise Difference(f"run {run.number} ({run.name}) round {index}: it cannot be merged: {error}") from error
+    try:
+        found = merge(places[0], places[1:], [s.weight for s in submissions], policy, None).digest
+    except ValueError as error:
+        raise Difference(f"run {run.number} ({run.name}) round {index}: it cannot be merged: {error}") from error
     if found != checkpoint:
         raise Difference(
             f"run {run.number} ({run.name}) round {index}: its updates merge to {short(found)}, "

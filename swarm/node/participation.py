@@ -19,7 +19,8 @@ from swarm.config import Policy
 from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
 from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity
-from swarm.ledger.client import Call, Contracts, Run
+from swarm.ledger.client import Contracts, Run
+from swarm.ledger.endpoint import Call
 from swarm.merge import check_update, first_difference, merge_files
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
@@ -393,7 +394,8 @@ class Participation:
             async with asyncio.timeout(2.0):
                 await pull(self._transport, self._store, duty.published, (duty.leader,), size_max=size_max)
             paths = self._store.path(duty.published), self._store.path(duty.found)
-            difference = await asyncio.to_thread(first_difference, *paths)
+            found = await asyncio.to_thread(first_difference, *reversed(paths))
+            difference = str(found) if found is not None else "none"
         except (UnavailableError, PeerError, TimeoutError, ValueError) as error:
             logger.debug("no bytes of %s: %s", short(duty.published), error)
         return {

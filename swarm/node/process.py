@@ -13,7 +13,7 @@ from pathlib import Path
 from swarm.config import SiteConfig, SwarmConfig, check_site, load_site, load_swarm
 from swarm.errors import StorageError
 from swarm.identity import Identity
-from swarm.ledger.genesis import genesis_of
+from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
 from swarm.node.control import Control
@@ -39,7 +39,7 @@ def open_node(
         scratch.mkdir(parents=True)
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
-    ledger = Ledger.open(site.folder / "ledger", genesis_of(swarm))
+    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm))
     try:
         return Node(
             name=site.name,

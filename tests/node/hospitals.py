@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from swarm.cli.consortium import seats, write_consortium
+from swarm.cli.consortium import places_of, write_consortium
 from swarm.config import load_site
 from swarm.learn.attach import Node
-from swarm.merge import Schema, write_tensors
+from swarm.merge import Schema, Tensor, write_file
 
 PARAMETERS = 1_000
+SCHEMA = Schema.of([Tensor("weight", "F32", (PARAMETERS,))])
 
 
 class Hospitals:
@@ -27,7 +28,7 @@ class Hospitals:
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.folder = folder / "consortium"
-        sites = write_consortium(self.folder, name="test", members=seats(names, base_port=0))
+        sites = write_consortium(self.folder, name="test", members=places_of(names, base_port=0))
         self.sites = dict(zip(names, sites, strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.finals: dict[str, str] = {}
@@ -78,8 +79,7 @@ class Hospitals:
         """Propose a run called `test` and let every operator approve it."""
         names = list(self.sites)
         genesis = self.folder / "genesis.safetensors"
-        tensors = {"weight": np.zeros(PARAMETERS, np.float32)}
-        write_tensors(genesis, Schema.of(tensors), tensors)
+        write_file(genesis, SCHEMA, {"weight": np.zeros(PARAMETERS, np.float32)})
         policy = self.folder / "policy.toml"
         policy.write_text(
             f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = 2\n'
@@ -105,8 +105,6 @@ class Hospitals:
     def _train(self, name: str, pause_s: float) -> None:
         rng = np.random.default_rng(sum(name.encode()))
         trail = self.trails.setdefault(name, [])
-        tensors = {"weight": np.zeros(PARAMETERS, np.float32)}
-        schema = Schema.of(tensors)
         with Node(load_site(self.sites[name]), patience_s=60) as node:
             node.on_return = lambda: None
             here = node.call("swarm_attach", run="test")
@@ -115,7 +113,7 @@ class Hospitals:
                 sent = here["round"]
                 path = self.folder / f"update-{name}-{sent}.safetensors"
                 values = rng.normal(0, 1e-2, PARAMETERS).astype(np.float32)
-                write_tensors(path, schema, {"weight": values})
+                write_file(path, SCHEMA, {"weight": values})
                 metrics = {"loss": 1.0 / (1 + sent)}
                 node.call("swarm_submit", run=here["id"], round=sent, path=os.fspath(path), weight=100, metrics=metrics)
                 here |= node.call("swarm_wait", run=here["id"], round=sent)

@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from swarm.cli import set_up_logging
+from swarm.cli.node import set_up_log
 from swarm.encoding import sha256
 from swarm.node.participation import Participation
 from swarm.node.process import run_node
@@ -121,5 +121,5 @@ KINDS: dict[str, type[Participation]] = {
 }
 
 if __name__ == "__main__":
-    set_up_logging()
+    set_up_log(None, verbose=False)
     run_node(Path(sys.argv[1]), participation=KINDS[sys.argv[2]])
