@@ -1,0 +1,363 @@
+"""Large objects by digest, over any transport: pulled in ranges of chunks, checked on arrival, resumed.
+
+Bytes that match their digest are welcome from anyone, so a source that lies or has gone is dropped and the next one
+is asked. There is no limit on how long a transfer takes, only on how long one answer does: hospitals have slow lines.
+
+    describe: digest → size, leaves, and the bytes themselves of a small object
+    range:    digest, first chunk, chunks → their bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
+
+from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
+from swarm.errors import PeerError, SwarmError, UnavailableError
+from swarm.merkle import CHUNK_BYTES, chunk_count, root
+from swarm.net.transport import MESSAGE_MAX_BYTES, Transport
+from swarm.store import Partial, Store
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = "/swarm/object/1"
+
+RANGE_MAX = 8
+"""Chunks in one answer."""
+INLINE_MAX_BYTES = 256 << 10
+"""An object this small comes with its description, and is hashed on the loop: a thread would take longer."""
+WORKERS_MAX = 4
+"""Answers under way for one object: enough to keep a line busy, few enough to bound memory (32 MiB)."""
+DESCRIBE_S = 20.0
+HEDGE_S = 1.0
+"""Without a description after this long the next source is asked as well."""
+RANGE_S = 180.0
+"""For one chunk at the least: 6 KB/s. A dead line is noticed sooner, by the transport."""
+GROW_S, SHRINK_S = 0.5, 5.0
+"""A source that answers faster than the first gets longer ranges, slower than the second shorter ones."""
+STALL_S = 5.0
+"""A range that takes longer is asked of another source as well, when that one has nothing else to do."""
+SECOND_CHANCES = 3
+"""How often a source that gave chunks before may fail: lines break, and are there again a second later."""
+PAUSE_S = 1.0
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""(bytes that are here, bytes of the object)."""
+_T = TypeVar("_T")
+
+
+def serve_objects(transport: Transport, store: Store, may_read: Callable[[Address, Digest], bool]) -> None:
+    """Let members read what is in the store, as far as `may_read` agrees; call before the transport starts."""
+
+    async def answer(member: Address, payload: bytes) -> bytes:
+        what, *rest = list_of(unpack(payload, max_bytes=128), size_max=4)
+        digest = data_of(rest[0], size=32) if rest else b""
+        # Whether an object is absent or not for this member is not told apart.
+        if not store.has(digest) or not may_read(member, digest):
+            raise UnavailableError(f"object {short(digest)} is not here")
+        size = store.size(digest)
+        if what == b"describe" and len(rest) == 1:
+            leaves = b"".join(await _aside(size, store.leaves, digest))
+            inline = store.read(digest, 0, size) if size <= INLINE_MAX_BYTES else b""
+            return pack([size, leaves, inline])
+        if what == b"range" and len(rest) == 3:
+            first, count = number(rest[1]), number(rest[2])
+            if not 1 <= count <= RANGE_MAX or first + count > chunk_count(size):
+                raise ValueError(f"chunks {first} to {first + count} of an object of {chunk_count(size)}")
+            start = first * CHUNK_BYTES
+            return await _aside(size, store.read, digest, start, min(count * CHUNK_BYTES, size - start))
+        raise ValueError("neither a description nor a range is asked for")
+
+    transport.serve(PROTOCOL, answer)
+
+
+async def pull(
+    transport: Transport,
+    store: Store,
+    digest: Digest,
+    sources: Collection[Address],
+    *,
+    size_max: int,
+    progress: Progress | None = None,
+) -> None:
+    """Have the object in the store, from whichever of the sources give it; goes on where an earlier pull stopped.
+
+    Args:
+        sources: members that may have it, best first; this node itself is passed over.
+        size_max: bytes; a larger object is not taken.
+
+    Raises:
+        UnavailableError: no source has given (all of) it; what came is kept for the next time.
+        PeerError: the object is larger than `size_max`.
+        StorageError: the store would not take it.
+    """
+    if store.has(digest):
+        return
+    candidates = [source for source in dict.fromkeys(sources) if source != transport.me]
+    size, leaves, inline, dropped = await _describe(transport, digest, candidates, size_max)
+    with _partial(store, digest, size, leaves) as partial:
+        if inline and partial.missing():
+            partial.write(0, inline)
+        missing = partial.missing()
+        if missing:
+            candidates = [source for source in candidates if source not in dropped]
+            await _Pull(transport, partial, missing, candidates, progress).run()
+        await asyncio.to_thread(partial.finish)
+    if progress is not None:
+        progress(size, size)
+
+
+async def _describe(
+    transport: Transport, digest: Digest, sources: list[Address], size_max: int
+) -> tuple[int, list[Digest], bytes, set[Address]]:
+    """Size, leaves, bytes if small, and the sources that failed; the first true description of several wins."""
+    waiting = deque(sources)
+    asked: dict[asyncio.Task[bytes], Address] = {}
+    dropped: set[Address] = set()
+    last: SwarmError | None = None
+    message = pack(["describe", digest])
+    loop = asyncio.get_running_loop()
+    try:
+        while waiting or asked:
+            if waiting:
+                source = waiting.popleft()
+                request = transport.request(source, PROTOCOL, message, timeout_s=DESCRIBE_S)
+                asked[loop.create_task(request)] = source
+            done, _ = await asyncio.wait(
+                asked, timeout=HEDGE_S if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                source = asked.pop(task)
+                try:
+                    size, leaves, inline = _read_description(task.result(), digest, source)
+                except (UnavailableError, PeerError) as error:
+                    logger.debug("%s does not describe %s: %s", short(source), short(digest), error)
+                    dropped.add(source)
+                    last = error
+                    continue
+                if size > size_max:
+                    raise PeerError(f"object {short(digest)} has {size} bytes, at most {size_max} are taken here")
+                return size, leaves, inline, dropped
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    raise UnavailableError(
+        f"none of {len(sources)} sources has object {short(digest)}; the last said: {last}"
+    ) from last
+
+
+def _read_description(answer: bytes, digest: Digest, source: Address) -> tuple[int, list[Digest], bytes]:
+    try:
+        size_item, leaves_item, inline_item = list_of(unpack(answer, max_bytes=MESSAGE_MAX_BYTES), size=3)
+        size, joined, inline = number(size_item), data_of(leaves_item), data_of(inline_item)
+        if len(joined) % 32:
+            raise ValueError("leaves have 32 bytes each")
+        leaves = [joined[start : start + 32] for start in range(0, len(joined), 32)]
+        if root(leaves, size) != digest:
+            raise ValueError("size and leaves are those of another object")
+        if inline and (len(inline) != size or size > INLINE_MAX_BYTES):
+            raise ValueError("other bytes came with it")
+    except ValueError as error:
+        raise PeerError(f"not a description of object {short(digest)}: {error}", member=source) from error
+    return size, leaves, inline
+
+
+@dataclass
+class _Range:
+    """Chunks that one source is asked for."""
+
+    first: int
+    count: int
+    source: Address
+    since_s: float
+    doubled: bool = False
+
+
+class _Pull:
+    """One object on its way from several sources."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        partial: Partial,
+        missing: list[int],
+        sources: list[Address],
+        progress: Progress | None,
+    ) -> None:
+        self._transport = transport
+        self._partial = partial
+        self._sources = sources
+        self._progress = progress
+        self._wanted = deque(missing)
+        self._left = set(missing)
+        self._active: list[_Range] = []
+        self._lengths = dict.fromkeys(sources, 1)
+        self._changed = asyncio.Event()
+        self._last: SwarmError | None = None
+
+    async def run(self) -> None:
+        """Until nothing is missing, or no source is left."""
+        if not self._sources:
+            raise UnavailableError(f"no source is left for object {short(self._partial.digest)}")
+        loop = asyncio.get_running_loop()
+        each = max(1, min(2, WORKERS_MAX // len(self._sources)))
+        tasks = [loop.create_task(self._work(source)) for source in self._sources[:WORKERS_MAX] for _ in range(each)]
+        # Those past the first few step in where one of them fails.
+        spare = deque(self._sources[WORKERS_MAX:])
+        pending = set(tasks)
+        try:
+            while pending and self._left:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                    if spare and self._left:
+                        replacement = loop.create_task(self._work(spare.popleft()))
+                        tasks.append(replacement)
+                        pending.add(replacement)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._left:
+            raise UnavailableError(
+                f"object {short(self._partial.digest)}: {len(self._left)} of {len(self._partial.leaves)} chunks are "
+                f"missing and no source is left; the last failed so: {self._last}"
+            ) from self._last
+
+    async def _work(self, source: Address) -> None:
+        loop = asyncio.get_running_loop()
+        failures, given = 0, False
+        while self._left:
+            failed = False
+            mine = self._take(source, loop.time())
+            if mine is None:
+                await self._change()
+                continue
+            try:
+                await self._fetch(mine)
+            except UnavailableError as error:
+                self._last = error
+                failed = True
+            except PeerError as error:
+                self._last = error
+                logger.warning("%s is dropped as a source: %s", short(source), error)
+                return
+            else:
+                given = True
+                self._adapt(source, loop.time() - mine.since_s)
+            finally:
+                self._active.remove(mine)
+                self._give_back(mine)
+            if failed:
+                failures += 1
+                if not given or failures > SECOND_CHANCES:
+                    logger.debug("%s gives no more of %s: %s", short(source), short(self._partial.digest), self._last)
+                    return
+                await asyncio.sleep(PAUSE_S)
+
+    def _take(self, source: Address, now_s: float) -> _Range | None:
+        """The next chunks in a row; when all are under way, those that have been so for long at another source."""
+        while self._wanted and self._wanted[0] not in self._left:
+            self._wanted.popleft()
+        if self._wanted:
+            first = self._wanted.popleft()
+            count = 1
+            while count < self._lengths[source] and self._wanted and self._wanted[0] == first + count:
+                self._wanted.popleft()
+                count += 1
+            mine = _Range(first, count, source, now_s)
+        else:
+            stalled = [
+                other
+                for other in self._active
+                if other.source != source and not other.doubled and now_s - other.since_s >= STALL_S
+            ]
+            if not stalled:
+                return None
+            slowest = min(stalled, key=lambda other: other.since_s)
+            slowest.doubled = True
+            mine = _Range(slowest.first, slowest.count, source, now_s, doubled=True)
+        self._active.append(mine)
+        return mine
+
+    def _give_back(self, ended: _Range) -> None:
+        """What did not come is wanted again, unless another asks for it at the moment."""
+        asked = {chunk for other in self._active for chunk in range(other.first, other.first + other.count)}
+        for chunk in range(ended.first + ended.count - 1, ended.first - 1, -1):
+            if chunk in self._left and chunk not in asked:
+                self._wanted.appendleft(chunk)
+        self._changed.set()
+
+    async def _fetch(self, mine: _Range) -> None:
+        partial = self._partial
+        message = pack(["range", partial.digest, mine.first, mine.count])
+        data = await self._transport.request(mine.source, PROTOCOL, message, timeout_s=RANGE_S * mine.count)
+        start = mine.first * CHUNK_BYTES
+        if len(data) != min(mine.count * CHUNK_BYTES, partial.size - start):
+            raise PeerError(f"{len(data)} bytes for {mine.count} chunks", member=mine.source)
+        try:
+            await _aside(len(data), self._write, mine, data)
+        except ValueError as error:
+            raise PeerError(f"other bytes than asked for: {error}", member=mine.source) from error
+        finally:
+            if self._progress is not None:
+                self._progress(partial.size - self._left_bytes(), partial.size)
+
+    def _write(self, mine: _Range, data: bytes) -> None:
+        view = memoryview(data)
+        for number_ in range(mine.count):
+            start = number_ * CHUNK_BYTES
+            self._partial.write(mine.first + number_, view[start : start + CHUNK_BYTES])
+            self._left.discard(mine.first + number_)
+
+    def _left_bytes(self) -> int:
+        chunks = len(self._partial.leaves)
+        unused = chunks * CHUNK_BYTES - self._partial.size if chunks - 1 in self._left else 0
+        return len(self._left) * CHUNK_BYTES - unused
+
+    def _adapt(self, source: Address, took_s: float) -> None:
+        length = self._lengths[source]
+        if took_s < GROW_S:
+            self._lengths[source] = min(length * 2, RANGE_MAX)
+        elif took_s > SHRINK_S:
+            self._lengths[source] = max(length // 2, 1)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(STALL_S):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+
+_using: WeakKeyDictionary[Store, Counter[Digest]] = WeakKeyDictionary()
+"""Pulls at work on the same object of one store share its `Partial`: the last one to leave closes it."""
+
+
+@contextmanager
+def _partial(store: Store, digest: Digest, size: int, leaves: list[Digest]) -> Iterator[Partial]:
+    users = _using.setdefault(store, Counter())
+    partial = store.receive(digest, size, leaves)
+    users[digest] += 1
+    try:
+        yield partial
+    finally:
+        users[digest] -= 1
+        if not users[digest]:
+            del users[digest]
+            partial.close()
+
+
+async def _aside(size_bytes: int, call: Callable[..., _T], *arguments: object) -> _T:
+    """The result of a call that hashes or reads `size_bytes`: in a thread if that takes longer than going there."""
+    if size_bytes <= INLINE_MAX_BYTES:
+        return call(*arguments)
+    return await asyncio.to_thread(call, *arguments)
