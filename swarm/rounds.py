@@ -181,6 +181,17 @@ class Advance:
 
 Duty: TypeAlias = Fetch | Submit | Merge | Publish | Attest | Refuse | ReportMissing | Advance
 
+
+def same_work(duty: Duty) -> tuple[object, ...]:
+    """What makes two duties the same work although more sources or custodians are known by now."""
+    match duty:
+        case Fetch(digest=digest):
+            return Fetch, digest
+        case Submit(run=run, round=round_):
+            return Submit, run, round_
+    return type(duty), duty
+
+
 ADVANCE_STAGGER_S = 0.4
 """One member calls `advance`; the next one only if this much later the deadline still stands."""
 

@@ -238,7 +238,7 @@ class Agreement:
         def run() -> None:
             try:
                 call()
-            except (StorageError, AssertionError) as error:
+            except Exception as error:
                 self._on_failure(error)
 
         return run

@@ -99,6 +99,11 @@ class Control:
             answer = _failure(request_id, -32000, str(error), type(error).__name__)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             answer = _failure(request_id, -32602, f"not a request that can be answered: {error!r}", "ValueError")
+        except Exception as error:
+            logger.exception("%r could not be answered", line[:200])
+            answer = _failure(
+                request_id, -32603, f"the node made a mistake: {error!r}; its log says more", "AssertionError"
+            )
         with contextlib.suppress(ConnectionError):
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

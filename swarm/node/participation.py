@@ -17,7 +17,7 @@ from pathlib import Path
 
 from swarm.config import Policy
 from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
-from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
+from swarm.errors import ConfigError, PeerError, RejectedError, UnavailableError
 from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
@@ -41,6 +41,7 @@ from swarm.rounds import (
     Update,
     duties,
     next_change_s,
+    same_work,
 )
 from swarm.store import Store
 
@@ -77,6 +78,8 @@ class Effort:
     """What this node's merge of a base and its submissions gave, in the current round."""
     attached: bool = False
     """Training is attached: this member is awaited in rounds."""
+    unfit: bool = False
+    """Its policy is not what the ledger says; said once in the log."""
     submitted: int = -1
     """The last round that took this node's submission."""
 
@@ -106,7 +109,7 @@ class Participation:
         self._leads = leads
         self._on_failure = on_failure
         self.efforts: dict[int, Effort] = {}
-        self._running: dict[Duty, asyncio.Task[None]] = {}
+        self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
         self._changed = asyncio.Condition()
         self._stirred = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -157,7 +160,7 @@ class Participation:
             except (UnavailableError, RejectedError) as error:
                 logger.info("the ledger could not be read: %s", error)
                 self._stir_later(RETRY_S)
-            except (StorageError, AssertionError) as error:
+            except Exception as error:
                 self._on_failure(error)
                 return
 
@@ -198,25 +201,23 @@ class Participation:
                 owed.add(Fetch(state.base, self._others(state)))
             if state.state is not RunState.OPEN:
                 continue
-            if effort.policy is None:
+            if effort.policy is None and not self._store.has(effort.run.policy):
                 owed.add(Fetch(effort.run.policy, self._others(state)))
-                if not self._store.has(effort.run.policy):
-                    continue
-                effort.policy = self._read_policy(effort.run)
+            if not self._knows_policy(effort):
+                continue
+            assert effort.policy is not None
             owed |= self._owed(state, self._have(effort, state), now_s, effort.policy)
             merge_s, submissions_min = effort.policy.merge_s, effort.policy.submissions_min
             again_s = next_change_s(state, self._me, now_s, merge_s=merge_s, submissions_min=submissions_min)
             if again_s is not None:
                 wake_s.append(again_s - now_s)
-        for duty in sorted(owed - self._running.keys(), key=repr):
-            if isinstance(duty, Fetch) and any(d.digest == duty.digest for d in self._running if isinstance(d, Fetch)):
-                continue
-            self._running[duty] = asyncio.get_running_loop().create_task(self._perform(duty))
-        for duty in self._running.keys() - owed:
-            if not isinstance(duty, Fetch):
-                continue
-            if not any(isinstance(other, Fetch) and other.digest == duty.digest for other in owed):
-                self._running[duty].cancel()
+        work = {same_work(duty): duty for duty in sorted(owed, key=repr)}
+        for key, duty in work.items():
+            if key not in self._running:
+                self._running[key] = asyncio.get_running_loop().create_task(self._perform(duty))
+        for key, task in self._running.items():
+            if key[0] is Fetch and key not in work:
+                task.cancel()
         if wake_s:
             self._stir_later(max(min(wake_s), 0.0) + 0.01)
 
@@ -238,6 +239,15 @@ class Participation:
             update=effort.update,
             merged=effort.merges.get((state.base, state.merged)),
         )
+
+    def _knows_policy(self, effort: Effort) -> bool:
+        if effort.policy is None and not effort.unfit and self._store.has(effort.run.policy):
+            try:
+                effort.policy = self._read_policy(effort.run)
+            except ConfigError as error:
+                effort.unfit = True
+                logger.error("run %d: this node takes no part: %s", effort.run.id, error)
+        return effort.policy is not None
 
     def _read_policy(self, run: Run) -> Policy:
         policy = Policy.decode(self._store.read(run.policy, 0, self._store.size(run.policy)))
@@ -277,10 +287,10 @@ class Participation:
             # The state moved on meanwhile, or a peer is away: the duty is asked for again if it still stands.
             logger.debug("%s: %s", type(duty).__name__, error)
             await asyncio.sleep(RETRY_S)
-        except (StorageError, AssertionError, ValueError) as error:
+        except Exception as error:
             self._on_failure(error)
         finally:
-            self._running.pop(duty, None)
+            self._running.pop(same_work(duty), None)
             self._stir()
 
     async def _transact(self, call: Call) -> None:

@@ -17,7 +17,7 @@ from swarm.cli.node import set_up_log
 from swarm.encoding import sha256
 from swarm.node.participation import Participation
 from swarm.node.process import run_node
-from swarm.rounds import Attest, Duty, Merge, Phase, Publish
+from swarm.rounds import Attest, Duty, Merge, Phase, Publish, same_work
 
 DIE_IN_ROUND = 2
 
@@ -101,7 +101,7 @@ class NeverSpeaks(Participation):
     async def _perform(self, duty: Duty) -> None:
         if isinstance(duty, Publish | Attest):
             await asyncio.sleep(0.5)
-            self._running.pop(duty, None)
+            self._running.pop(same_work(duty), None)
             self._stir()
             return
         await super()._perform(duty)
