@@ -10,11 +10,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from swarm.consensus import Certificate
-from swarm.encoding import keccak256, short
+from swarm.encoding import short
 from swarm.errors import PeerError
 from swarm.ledger.archive import Archive
+from swarm.ledger.artifact import artifact
 from swarm.ledger.database import BlockRow
-from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
+from swarm.ledger.genesis import ARTIFACTS_MARK, CONTRACTS, Genesis
 from swarm.ledger.ledger import ExecutionCache, Ledger
 
 
@@ -72,14 +73,15 @@ def _replay(archive: Archive, ledger: Ledger, progress: Callable[[int, int], Non
 def _check_genesis(row: BlockRow, ledger: Ledger, archive: Archive) -> None:
     if row.hash == ledger.genesis_hash:
         return
-    # The code on the ledger tells whether the contracts differ, or the settings.
-    codes = dict(archive.state())
-    for name, address in (("Consortium", CONSORTIUM), ("Runs", RUNS)):
-        code = ledger.code(address)
-        if keccak256(code) not in codes:
+    # Block 0 holds the artifacts' digests, so it can be said whether the contracts differ, or the settings.
+    held = next((value for _, value in archive.state() if value.startswith(ARTIFACTS_MARK)), b"")
+    digests = held.removeprefix(ARTIFACTS_MARK)
+    for place, name in enumerate(CONTRACTS):
+        found = artifact(name).digest
+        if digests[32 * place : 32 * place + 32] != found:
             raise Difference(
-                f"block 0 has not the code of contract {name} that this installation's artifact gives "
-                f"(code hash {short(keccak256(code))}): the artifact or the ledger was changed"
+                f"the contract artifact {name} of this installation ({short(found)}) is not the one that the ledger "
+                f"began with ({short(digests[32 * place : 32 * place + 32])}): one of them was changed"
             )
     raise Difference(
         f"block 0 is {short(row.hash)}, but swarm.toml and the contracts' artifacts give {short(ledger.genesis_hash)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from eth_abi.abi import encode
 
-from swarm.encoding import from_hex
+from swarm.encoding import Digest, from_hex, sha256
 from swarm.errors import ConfigError
 
 
@@ -22,6 +22,8 @@ class Artifact:
     abi: list[dict[str, Any]]
     bytecode: bytes
     """What creates it, without the constructor's arguments."""
+    digest: Digest
+    """SHA-256 of the artifact's file: genesis commits to it."""
 
     def creation(self, *arguments: object) -> bytes:
         """The bytecode that creates the contract with these constructor arguments."""
@@ -44,10 +46,10 @@ def _kind(entry: dict[str, Any]) -> str:
 def artifact(name: str) -> Artifact:
     """The contract called `Consortium` or `Runs`; ConfigError if the installation lacks it."""
     try:
-        text = resources.files("swarm.ledger").joinpath("artifacts", f"{name}.json").read_text()
-        document = json.loads(text)
-        return Artifact(name, document["abi"], from_hex(document["bytecode"]))
-    except (OSError, ValueError, KeyError) as error:
+        data = resources.files("swarm.ledger").joinpath("artifacts", f"{name}.json").read_bytes()
+        document = json.loads(data)
+        return Artifact(name, document["abi"], from_hex(document["bytecode"]), sha256(data))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"the compiled contract {name} is missing or damaged in this installation; "
             f"`python contracts/compile.py` writes it ({error})"

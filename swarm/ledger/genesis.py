@@ -13,6 +13,11 @@ from swarm.ledger.evm import TRANSACTION_GAS_MAX, Allocation, Evm, Execution
 
 CONSORTIUM: Address = bytes.fromhex("0000000000000000000000000000000000001001")
 RUNS: Address = bytes.fromhex("0000000000000000000000000000000000001002")
+ARTIFACTS: Address = bytes.fromhex("0000000000000000000000000000000000001003")
+"""An account whose code is no program: it holds the digests of the artifacts that the contracts came from."""
+ARTIFACTS_MARK = b"\xfeswarm artifacts\x00"
+"""0xfe is INVALID (EIP-141): a call of this account fails."""
+CONTRACTS = ("Consortium", "Runs")
 TICKS_PER_SECOND = 1000
 """This ledger's timestamps are milliseconds."""
 
@@ -66,4 +71,6 @@ def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
         )
     except ValueError as error:
         raise ConfigError(f"the contracts refuse these founders: {error}") from error
-    return {CONSORTIUM: consortium, RUNS: runs}
+    digests = b"".join(artifact(name).digest for name in CONTRACTS)
+    artifacts = Allocation(nonce=1, balance=0, code=ARTIFACTS_MARK + digests, storage={})
+    return {CONSORTIUM: consortium, RUNS: runs, ARTIFACTS: artifacts}
