@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import base58
@@ -19,9 +20,15 @@ from eth_utils import to_checksum_address
 from swarm.encoding import Address, Digest
 from swarm.errors import ConfigError
 
+# eth_account brings py_ecc, which raises the interpreter's recursion limit to 100,000. Nested JSON of 100 kB then
+# overflows the C stack before it meets the limit, and a stranger's line kills the process. py-evm asks for this many.
+RECURSION_MAX = 12 * 1024
+sys.setrecursionlimit(min(sys.getrecursionlimit(), RECURSION_MAX))
+
 # Multihash code "identity", 37 bytes; protobuf PublicKey{type: Secp256k1 (2), data: 33 bytes}.
 _PEER_ID_PREFIX = bytes([0x00, 0x25, 0x08, 0x02, 0x12, 0x21])
 SIGNATURE_BYTES = 65
+_HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
 class Identity:
@@ -59,10 +66,12 @@ def recover(digest: Digest, signature: bytes) -> Address:
     """The address whose key signed `digest`.
 
     Raises:
-        ValueError: not a signature.
+        ValueError: not a signature, or the second one that anybody can make of it (high s, EIP-2).
     """
     if len(signature) != SIGNATURE_BYTES:
         raise ValueError(f"a signature has {SIGNATURE_BYTES} bytes, found {len(signature)}")
+    if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
+        raise ValueError("a signature whose s is above half of the group order")
     try:
         key = keys.Signature(signature).recover_public_key_from_msg_hash(digest)
     except (BadSignature, ValidationError, ValueError) as error:
@@ -109,7 +118,7 @@ def load_keystore(path: Path, password: str) -> Identity:
         raise ConfigError(
             f"no key at {path}: the site's settings name it under `keystore`; `swarm init` makes keys"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable keystore file: {error}") from error
     try:
         return Identity(bytes(Account.decrypt(document, password)))
