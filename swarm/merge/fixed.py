@@ -67,6 +67,9 @@ class Seen:
     squares: float = 0.0
     """The sum of their squares after clipping; its last digits depend on the machine."""
 
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(self.clipped + other.clipped, self.squares + other.squares)
+
 
 @dataclass(frozen=True)
 class FixedPoint:
@@ -132,11 +135,12 @@ class FixedPoint:
 
 def load(raw: Raw, dtype: str, out: Float64s) -> Float64s:
     """A float tensor's elements as float64, exactly."""
-    if dtype == "BF16":
-        wide = np.left_shift(raw.view("<u2"), 16, dtype=np.uint32)
-        np.copyto(out, wide.view(np.float32))
-    else:
-        np.copyto(out, raw.view(NUMPY_TYPES[dtype]))
+    # A signalling NaN makes the cast complain; who checks for finite values says where it is.
+    with np.errstate(invalid="ignore"):
+        if dtype == "BF16":
+            np.copyto(out, np.left_shift(raw.view("<u2"), 16, dtype=np.uint32).view(np.float32))
+        else:
+            np.copyto(out, raw.view(NUMPY_TYPES[dtype]))
     return out
 
 

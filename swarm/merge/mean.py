@@ -111,7 +111,7 @@ def add_to_base(total: Int64s, scale: float, base: Raw, dtype: str, out: Raw, sc
     np.copyto(scratch, total)
     np.multiply(scratch, scale, out=scratch)
     moved = load(base, dtype, total.view(np.float64))
-    if len(moved) and not np.isfinite(moved.max() - moved.min()):
+    if len(moved) and not (np.isfinite(moved.max()) and np.isfinite(moved.min())):
         check_finite(moved)
     np.add(moved, scratch, out=moved)
     store(moved, dtype, out)

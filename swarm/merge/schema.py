@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,58 +261,53 @@ def _check_tensors(tensors: tuple[Tensor, ...]) -> None:
             raise ValueError(f"the tensors up to {name} take more than {DATA_BYTES_MAX} bytes")
 
 
+# A header is read by its own grammar and not as any JSON: nesting, long numbers and repeated keys have no place in it.
+_ENTRY = re.compile(
+    rb'"((?:[^"\\]++|\\.)*+)":\{"dtype":"(\w{1,8})","shape":\[((?:\d{1,15},)*\d{1,15}|)\],"data_offsets":\[(\d{1,15}),(\d{1,15})\]\}'
+)
+
+
 def _parse(text: bytes) -> Schema:
-    try:
-        document = json.loads(text.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise ValueError("the header nests too deep") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the header is not UTF-8: {error}") from error
-    if not isinstance(document, dict):
-        raise ValueError("the header is not a JSON object")
-    if len(document) > TENSORS_MAX:
-        raise ValueError(f"{len(document)} tensors, at most {TENSORS_MAX}")
-    tensors, start, last = list[Tensor](), 0, None
-    for name, entry in document.items():
-        tensor, offsets = _entry(name, entry)
+    if text[:1] != b"{":
+        raise ValueError(f"the header begins with {text[:1]!r} where an opening brace belongs")
+    tensors, start, at = list[Tensor](), 0, 1
+    while text[at : at + 1] != b"}":
+        if len(tensors) == TENSORS_MAX:
+            raise ValueError(f"more than {TENSORS_MAX} tensors")
+        found = _ENTRY.match(text, at + bool(tensors))
+        if found is None or (tensors and text[at : at + 1] != b","):
+            raise ValueError(_no_entry(text, at, tensors))
+        tensor, offsets = _tensor(found)
         _check_tensors((tensor,))
-        if last is not None and _place(last) > _place(tensor):
-            raise ValueError(f"{name} stands after {last.name}; tensors stand by element size, then by name")
+        if tensors and _place(tensors[-1]) > _place(tensor):
+            last = tensors[-1].name
+            raise ValueError(f"{tensor.name} stands after {last}; tensors stand by element size, then by name")
         if offsets != (start, start + tensor.size_bytes):
-            raise ValueError(f"{name} has the offsets {offsets}, but {(start, start + tensor.size_bytes)} belong there")
-        start, last = start + tensor.size_bytes, tensor
+            belongs = (start, start + tensor.size_bytes)
+            raise ValueError(f"{tensor.name} has the offsets {offsets}, but {belongs} belong there")
+        start, at = start + tensor.size_bytes, found.end()
         tensors.append(tensor)
     return Schema.of(tensors)
 
 
-def _entry(name: str, entry: Any) -> tuple[Tensor, tuple[int, ...]]:
-    if name == "__metadata__":
-        raise ValueError("a canonical file has no __metadata__")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name[:64]!r} does not hold exactly dtype, shape and data_offsets")
-    dtype = entry["dtype"]
-    if not isinstance(dtype, str):
-        raise ValueError(f"{name[:64]!r} has a dtype that is no text")
-    numbers = {}
-    for key in ("shape", "data_offsets"):
-        value = entry[key]
-        if not isinstance(value, list) or not all(type(part) is int for part in value):
-            raise ValueError(f"{name[:64]!r} has {key} that are no list of whole numbers")
-        numbers[key] = tuple(value)
-    return Tensor(name, dtype[:16], numbers["shape"]), numbers["data_offsets"]
+def _tensor(found: re.Match[bytes]) -> tuple[Tensor, tuple[int, int]]:
+    try:
+        name = json.loads(b'"' + found[1] + b'"')
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a name that is not UTF-8: {error}") from error
+    shape = tuple(int(extent) for extent in found[3].split(b",")) if found[3] else ()
+    return Tensor(name, found[2].decode(), shape), (int(found[4]), int(found[5]))
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the header has the key {name[:64]!r} twice")
-        found[name] = value
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"the header holds {text}")
+def _no_entry(text: bytes, at: int, tensors: list[Tensor]) -> str:
+    after = f"after {tensors[-1].name}" if tensors else "at the beginning"
+    found = text[at : at + 80]
+    if b'"__metadata__"' in found[:16]:
+        return "the header has __metadata__, which no canonical file has"
+    return (
+        f"the header is not in its canonical form: {after}, at byte {at}, stands {found!r}; a tensor is written "
+        '"name":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}'
+    )
 
 
 def _what_differs(expected: bytes, found: bytes) -> str:
