@@ -1,0 +1,118 @@
+"""What one simulated run is made of: a seed and a few numbers. Equal plans are equal runs, to the last event."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields
+
+from swarm.config import Policy
+from swarm.rounds import fault_max
+
+LIARS = ("wrong", "bit", "withhold", "refuse", "silent", "slander")
+"""What a dishonest member may do; `sim.adversaries` says how."""
+MISTAKES = ("credulous", "careless", "forgetful")
+"""What honest members may do wrong on purpose, to see that the simulator notices; `sim.adversaries` says how."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One simulated run. Times are virtual seconds; troubles last from 0 to `trouble_s`, then the network is calm."""
+
+    seed: int = 0
+    members: int = 4
+    rounds: int = 3
+    delay_s: float = 0.01
+    """Mean of every message's delay (exponential); troubles do not change it."""
+    loss: float = 0.0
+    """Share of messages and answers that are lost while troubles last."""
+    crashes: int = 0
+    """Nodes killed and started again a few seconds later."""
+    power_cuts: int = 0
+    """Nodes killed that also lose the last blocks that they wrote; their votes stay."""
+    blackouts: int = 0
+    """Times that the power fails everywhere at once."""
+    partitions: int = 0
+    """Times that the network falls into two parts and heals."""
+    gone: int = 0
+    """Members that are killed in the middle of a round and never come back: at most what the swarm tolerates."""
+    liar: str = ""
+    """One of `LIARS`: the last member is dishonest in this way."""
+    mistake: str = ""
+    """One of `MISTAKES`: every honest member makes it."""
+    skew_s: float = 0.2
+    """Members' clocks are up to this much wrong."""
+    train_s: float = 2.0
+    """Mean of the virtual time that a site trains for a round."""
+    trouble_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.liar and self.liar not in LIARS:
+            raise ValueError(f"there is no liar {self.liar!r}; there are {', '.join(LIARS)}")
+        if self.mistake and self.mistake not in MISTAKES:
+            raise ValueError(f"there is no mistake {self.mistake!r}; there are {', '.join(MISTAKES)}")
+        faulty = self.gone + bool(self.liar)
+        if faulty > fault_max(self.members):
+            raise ValueError(
+                f"{self.members} members tolerate {fault_max(self.members)} that fail for good, not {faulty}"
+            )
+        if not 1 <= self.members <= 64 or self.rounds < 1:
+            raise ValueError("a run has 1 to 64 members and at least one round")
+
+    @property
+    def policy(self) -> Policy:
+        """The run's policy. Two submissions make a round, so that a pair of sites can go on while others are away."""
+        return Policy(
+            name="simulated",
+            rounds=self.rounds,
+            sync_interval=10,
+            submissions_min=min(2, self.members),
+            submit_s=12.0,
+            merge_s=4.0,
+            attest_s=4.0,
+        )
+
+    @property
+    def calm_s(self) -> float:
+        """How long after the troubles the run may take: measured seeds need a third of it."""
+        return 180.0 + 40.0 * self.rounds
+
+    def rng(self, purpose: str) -> random.Random:
+        """A source of chance for one purpose: what one part draws does not move what another does."""
+        return random.Random(f"{self.seed}/{purpose}")
+
+    def command(self) -> str:
+        """The command that runs exactly this plan again."""
+        words = ["python -m sim", f"--seed {self.seed}"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "seed" and value != field.default:
+                words.append(f"--{field.name.replace('_', '-')} {value}")
+        return " ".join(words)
+
+
+def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Plan:
+    """A plan from a seed: 4 to 7 members, mixed troubles, a liar in some.
+
+    Never more members are faulty for good than the swarm tolerates; any number may be down for a while.
+    """
+    rng = random.Random(f"{seed}/plan")
+    count = rng.randint(*members)
+    faults = fault_max(count)
+    liar = rng.choice(LIARS) if faults and rng.random() < 0.3 else ""
+    gone = rng.randint(0, faults - bool(liar)) if rng.random() < 0.25 else 0
+    return Plan(
+        seed=seed,
+        members=count,
+        rounds=rounds,
+        delay_s=round(rng.choice([0.001, 0.01, 0.05, 0.15]), 3),
+        loss=rng.choice([0.0, 0.0, 0.02, 0.1, 0.25]),
+        crashes=rng.choice([0, 0, 1, 2, 3]),
+        power_cuts=rng.choice([0, 0, 0, 1, 2]),
+        blackouts=rng.choice([0, 0, 0, 0, 0, 1]),
+        partitions=rng.choice([0, 0, 0, 1, 2]),
+        gone=gone,
+        liar=liar,
+        skew_s=rng.choice([0.0, 0.2, 1.0]),
+        train_s=rng.choice([0.5, 2.0, 4.0]),
+        trouble_s=rng.choice([15.0, 30.0]),
+    )

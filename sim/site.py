@@ -1,0 +1,217 @@
+"""One simulated institution: its keys, its disk, its node while one runs, and the line that training holds to it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TypeVar
+
+from sim.observer import Observer
+from sim.story import Story
+from swarm.config import SwarmConfig
+from swarm.errors import UnavailableError
+from swarm.identity import Identity
+from swarm.ledger.genesis import Genesis
+from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.net.memory import MemoryNetwork, MemoryTransport
+from swarm.net.transport import Handler
+from swarm.node.node import Node
+from swarm.node.participation import Participation
+from swarm.store import Store
+
+STORE_MAX_BYTES = 64 << 20
+PAUSE_S = 0.5
+"""How long training waits before it asks a node again that could not."""
+
+SITE: ContextVar[str] = ContextVar("SITE", default="world")
+"""Whose code runs, for logs."""
+
+T = TypeVar("T")
+
+
+class Site:
+    """A member of the simulated swarm. Its folder is the disk that outlives every node.
+
+    Args:
+        clock: the site's wall clock in Unix seconds, which may be wrong.
+        on_broken: told about the first thing that must never happen.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: Identity,
+        operator: Identity,
+        folder: Path,
+        config: SwarmConfig,
+        genesis: Genesis,
+        executions: ExecutionCache,
+        network: MemoryNetwork,
+        clock: Callable[[], float],
+        dishonest: bool,
+        behaviour: tuple[type[Participation], type[Ledger]],
+        story: Story,
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self.name = name
+        self.identity = identity
+        self.operator = operator
+        self.folder = folder
+        self.dishonest = dishonest
+        self.gone = False
+        """It will not come back."""
+        self.node: Node | None = None
+        self.observer: Observer | None = None
+        self._config = config
+        self._genesis = genesis
+        self._executions = executions
+        self._network = network
+        self._clock = clock
+        self._participation, self._ledger = behaviour
+        self._story = story
+        self._on_broken = on_broken
+        self._up = asyncio.Event()
+        self._down = asyncio.Event()
+        self._down.set()
+        self._line: Node | None = None
+        """The node that training spoke to last."""
+        self._watches: list[asyncio.Task[None]] = []
+
+    # --- the node's life
+
+    async def start(self) -> None:
+        """Start a node on this site's disk, as `swarm.node.process` does."""
+        assert self.node is None
+        SITE.set(self.name)
+        scratch = self.folder / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        node = Node(
+            name=self.name,
+            identity=self.identity,
+            ledger=self._ledger.open(self.folder / "ledger", self._genesis, executions=self._executions),
+            store=Store(self.folder / "objects", STORE_MAX_BYTES, durable=False),
+            transport=_Transport(self._network, self.identity.address, self.name),
+            scratch=scratch,
+            clock=self._clock,
+            view_timeout_s=self._config.view_timeout_s,
+            participation=self._participation,
+        )
+        self.node = node
+        await node.start()
+        loop = asyncio.get_running_loop()
+        self._watches = [loop.create_task(self._watch(node)), loop.create_task(self._fail(node))]
+        self._down.clear()
+        self._up.set()
+
+    async def kill(self, *, blocks_lost: int = 0) -> None:
+        """End the node as `kill -9` does: what is on the disk at this moment is what the next one finds.
+
+        Args:
+            blocks_lost: as a power cut does, take away so many of the last blocks; votes are synced and stay.
+        """
+        node = self.node
+        if node is None:
+            return
+        self._network.crash(self.identity.address)
+        kept = self.folder.with_suffix(".kept")
+        shutil.copytree(self.folder, kept)
+        await self._stop(node)
+        shutil.rmtree(self.folder)
+        kept.rename(self.folder)
+        if blocks_lost:
+            _forget_blocks(self.folder / "ledger" / "ledger.sqlite", blocks_lost)
+
+    async def close(self) -> None:
+        """Stop the node in order, if one runs."""
+        if self.node is not None:
+            await self._stop(self.node)
+
+    async def _stop(self, node: Node) -> None:
+        self.node = None
+        self._up.clear()
+        self._down.set()
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        await node.close()
+
+    async def _watch(self, node: Node) -> None:
+        """Show every block to the observer."""
+        assert self.observer is not None
+        following = 0
+        try:
+            while True:
+                following = self.observer.look(self.name, node.ledger, following)
+                await node.next_block()
+        except Exception as error:
+            self._on_broken(error)
+
+    async def _fail(self, node: Node) -> None:
+        try:
+            await node.failed()
+        except Exception as error:
+            self._on_broken(error)
+
+    # --- what training sees
+
+    async def ask(self, request: Callable[[Participation], Awaitable[T]], again: Callable[[], Awaitable[object]]) -> T:
+        """The answer of this site's node to its training process, however often the node dies meanwhile.
+
+        Args:
+            again: called before the request is repeated at a node that was started anew: it has forgotten the line.
+        """
+        while True:
+            await self._up.wait()
+            node = self.node
+            if node is None:
+                continue
+            try:
+                if self._line is not node:
+                    if self._line is not None:
+                        await self._or_down(node, again())
+                    self._line = node
+                return await self._or_down(node, request(node.participation))
+            except (ConnectionResetError, UnavailableError):
+                await asyncio.sleep(PAUSE_S)
+
+    async def _or_down(self, node: Node, answer: Awaitable[T]) -> T:
+        asked, down = asyncio.ensure_future(answer), asyncio.ensure_future(self._down.wait())
+        try:
+            await asyncio.wait({asked, down}, return_when=asyncio.FIRST_COMPLETED)
+            if self.node is node and asked.done():
+                return asked.result()
+            raise ConnectionResetError(f"the node of {self.name} is gone")
+        finally:
+            for task in (asked, down):
+                task.cancel()
+            await asyncio.gather(asked, down, return_exceptions=True)
+
+
+class _Transport(MemoryTransport):
+    """Handlers run under the name of the site that they belong to."""
+
+    def __init__(self, network: MemoryNetwork, me: bytes, name: str) -> None:
+        super().__init__(network, me)
+        self._name = name
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        async def named(member: bytes, payload: bytes) -> bytes:
+            SITE.set(self._name)
+            return await handler(member, payload)
+
+        super().serve(protocol, named)
+
+
+def _forget_blocks(path: Path, count: int) -> None:
+    with sqlite3.connect(path) as ledger:
+        (last,) = ledger.execute("SELECT max(number) FROM blocks").fetchone()
+        first = max(last - count + 1, 1)
+        ledger.execute("DELETE FROM blocks WHERE number >= ?", (first,))
+        ledger.execute("DELETE FROM transactions WHERE number >= ?", (first,))
+    ledger.close()

@@ -1,0 +1,287 @@
+"""A whole swarm in one process: real nodes on a virtual clock, network and disk, and the troubles that they meet.
+
+`run(plan)` is the door. A node here is `swarm.node.Node` with the real ledger, store, consensus, contracts and client;
+what is replaced is time (`sim.loop`), the network (`swarm.net.memory`), the training (`sim.training`) and the people.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sim.adversaries import behaviour
+from sim.loop import StuckError, VirtualLoop
+from sim.observer import Observer, Violation
+from sim.plan import Plan
+from sim.site import Site
+from sim.story import Story
+from sim.trainer import Trainer
+from sim.training import File, first_checkpoint
+from sim.troubles import Troubles
+from swarm.config import MemberConfig, SwarmConfig
+from swarm.encoding import Address, Digest, sha256, short
+from swarm.identity import Identity
+from swarm.ledger.genesis import Genesis
+from swarm.ledger.ledger import ExecutionCache
+from swarm.net.memory import MemoryNetwork
+
+CREATED_MS = 1_700_000_000_000
+RUN = 1
+PERSON_S = 60.0
+"""How long an operator waits for the ledger to take a vote."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a simulated run ended."""
+
+    plan: Plan
+    trace: str
+    """Digest of everything that happened: equal for equal plans."""
+    lines: tuple[str, ...]
+    failure: str
+    """Which rule was broken; empty if none was."""
+    virtual_s: float
+    calm_s: float
+    """How long the run went on after the troubles were over."""
+    blocks: int
+    events: int
+    troubles: int
+    checkpoint: Digest | None
+    wrong_publications: int
+    replacements: int
+    struck: int
+    restarts: int
+
+
+def run(plan: Plan, *, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Simulate a plan to its end, or to the first broken rule.
+
+    Args:
+        tell: hears every line of the story as it happens.
+    """
+    home = Path(tempfile.mkdtemp(prefix="swarm-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    loop = VirtualLoop()
+    try:
+        world = World(plan, home, loop, tell=tell)
+        failure = ""
+        try:
+            loop.run_until_complete(world.run())
+        except Violation as error:
+            failure = str(error)
+        except StuckError as error:
+            failure = f"stuck: {error}"
+        world.story.say(f"broken: {failure}" if failure else "all is well")
+        return world.outcome(failure)
+    finally:
+        loop.settle()
+        loop.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@lru_cache(maxsize=64)
+def _founded(members: int) -> tuple[tuple[tuple[Identity, Identity], ...], SwarmConfig, Genesis]:
+    """Keys, settings and genesis of so many members: equal for all seeds, whose runs elect other leaders anyway."""
+    keys = tuple(
+        (Identity(sha256(b"simulated node %d" % i)), Identity(sha256(b"simulated operator %d" % i)))
+        for i in range(members)
+    )
+    config = SwarmConfig(
+        name="simulated",
+        chain_id=1337,
+        created_ms=CREATED_MS,
+        members=tuple(
+            MemberConfig(f"site-{i + 1}", node.address, operator.address, f"/memory/{i}/p2p/{node.peer_id}")
+            for i, (node, operator) in enumerate(keys)
+        ),
+    )
+    return keys, config, Genesis.of(config)
+
+
+class World:
+    """Sites, the network between them, and what befalls them."""
+
+    def __init__(self, plan: Plan, home: Path, loop: VirtualLoop, *, tell: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.story = Story(loop.time, tell=tell)
+        self.files: dict[Digest, File] = {}
+        self.sites: list[Site] = []
+        self._home = home
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._broken: asyncio.Future[None] = loop.create_future()
+        self._calm_s = 0.0
+        network = MemoryNetwork(notice_s=5.0)
+        keys, config, genesis = _founded(plan.members)
+        executions, skews = ExecutionCache(), plan.rng("skew")
+        for i, (identity, operator) in enumerate(keys):
+            skew_s = skews.uniform(-plan.skew_s, plan.skew_s)
+            dishonest = bool(plan.liar) and i == plan.members - 1
+            self.sites.append(
+                Site(
+                    name=config.members[i].name,
+                    identity=identity,
+                    operator=operator,
+                    folder=home / config.members[i].name,
+                    config=config,
+                    genesis=genesis,
+                    executions=executions,
+                    network=network,
+                    clock=lambda skew_s=skew_s: CREATED_MS / 1000 + 60.0 + skew_s + loop.time(),  # type: ignore[misc]
+                    dishonest=dishonest,
+                    behaviour=behaviour(liar=plan.liar, mistake=plan.mistake, dishonest=dishonest),
+                    story=self.story,
+                    on_broken=self._break,
+                )
+            )
+        names = {site.identity.address: site.name for site in self.sites}
+        self.troubles = Troubles(plan, self.sites, network, self.story, self._start)
+        network.fate = self.troubles.fate
+        self.observer = Observer(
+            plan,
+            self.story,
+            name=lambda address: names.get(address, short(address)),
+            files=self.files,
+            liars=frozenset(site.identity.address for site in self.sites if site.dishonest),
+            on_event=self.troubles.upon,
+            excused=self._excused,
+        )
+        for site in self.sites:
+            site.observer = self.observer
+
+    def outcome(self, failure: str) -> Outcome:
+        """What to remember of the run."""
+        observer = self.observer
+        return Outcome(
+            plan=self.plan,
+            trace=self.story.digest,
+            lines=tuple(self.story.lines),
+            failure=failure,
+            virtual_s=self._loop.time(),
+            calm_s=self._calm_s,
+            blocks=observer.height,
+            events=self.story.events,
+            troubles=self.troubles.count,
+            checkpoint=observer.finished,
+            wrong_publications=observer.wrong_publications,
+            replacements=observer.replacements,
+            struck=observer.struck,
+            restarts=observer.restarts,
+        )
+
+    async def run(self) -> None:
+        """Found the swarm, agree on a run, train through the troubles, and compare what everybody has.
+
+        Raises:
+            Violation: a rule of the swarm was broken.
+        """
+        self._loop.set_exception_handler(self._upon_exception)
+        life = self._start(self._live())
+        await asyncio.wait({life, self._broken}, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for site in self.sites:
+            await site.close()
+        if self._broken.done():
+            self._broken.result()
+
+    async def _live(self) -> None:
+        for site in self.sites:
+            await site.start()
+        await self._agree_on_a_run()
+        trainers = [
+            Trainer(
+                site,
+                run=self.plan.policy.name,
+                train_s=self.plan.train_s,
+                rng=self.plan.rng(f"trainer of {site.name}"),
+                files=self.files,
+                folder=self._home / f"training-{site.name}",
+            )
+            for site in self.sites
+        ]
+        training = {site.name: self._start(trainer.train()) for site, trainer in zip(self.sites, trainers, strict=True)}
+        raging = self._start(self.troubles.rage())
+        calm_s = math.inf
+        while waited := [t for s in self.sites if not (t := training[s.name]).done() and not (s.dishonest or s.gone)]:
+            # A site that is gone is waited for no longer: look again when the troubles have ended.
+            watched = [*waited, raging] if not raging.done() else waited
+            left_s = max(calm_s + self.plan.calm_s - self._loop.time(), 0.0)
+            done, _ = await asyncio.wait(
+                watched, timeout=None if raging in watched else left_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if raging in done:
+                calm_s = self._loop.time()
+            if not done:
+                at = self.observer.round.number if self.observer.round is not None else 0
+                raise Violation(f"{self.plan.calm_s:g} s after the last trouble the run is still at round {at}")
+        self._calm_s = max(self._loop.time() - calm_s, 0.0)
+        await asyncio.sleep(0)  # the observer's turn at the last block
+        self._compare(trainers)
+
+    def _compare(self, trainers: list[Trainer]) -> None:
+        """Every honest site ends with the same bytes and the same ledger."""
+        for site, trainer in zip(self.sites, trainers, strict=True):
+            if site.dishonest or site.gone:
+                continue
+            if trainer.result is None or trainer.result != self.observer.finished:
+                found = short(trainer.result) if trainer.result is not None else "nothing"
+                raise Violation(
+                    f"{site.name} ends with {found}, the ledger says {short(self.observer.finished or b'')}"
+                )
+
+    async def _agree_on_a_run(self) -> None:
+        policy, first = self.plan.policy, self.sites[0]
+        checkpoint = first_checkpoint(self.plan.rng("genesis"))
+        self.files[checkpoint.digest] = checkpoint
+        for site in self.sites:
+            assert site.node is not None
+            contracts = site.node.contracts
+            if site is first:
+                site.node.store.put(checkpoint.data)
+                site.node.store.put(policy.encode())
+                await contracts.transact(
+                    site.operator, contracts.propose(policy, checkpoint.digest), timeout_s=PERSON_S
+                )
+                self.story.say(f"{site.name} proposes a run of {policy.rounds} rounds among {self.plan.members}")
+            else:
+                await contracts.transact(site.operator, contracts.approve(RUN), timeout_s=PERSON_S)
+
+    # --- what must not happen
+
+    def _excused(self, member: Address) -> bool:
+        return self.troubles.shaken
+
+    def _start(self, work: Coroutine[Any, Any, None] | Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        if not self._broken.done():
+            if not isinstance(error, Violation):
+                text = f"{type(error).__name__}: {error}"
+                violation = Violation(text)
+                violation.__cause__ = error
+                error = violation
+            self._broken.set_exception(error)
+
+    def _upon_exception(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        error = context.get("exception")
+        self._break(error if isinstance(error, BaseException) else Violation(str(context.get("message"))))
