@@ -16,6 +16,7 @@ from swarm.errors import PeerError, RejectedError, StorageError, UnavailableErro
 from swarm.identity import Identity, recover
 from swarm.ledger.ledger import Ledger
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
+from swarm.rounds import fault_max
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,16 @@ class Agreement:
     def height_seen(self) -> int:
         """The greatest height that any member claims."""
         return max([self.ledger.head.number, *self._heights.values()])
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether this node knows of no later block: false after a start until members in reach told their height."""
+        heard = [height for member, height in self._heights.items() if member in self._transport.connected()]
+        if len(heard) < len(self._transport.connected()) or not (heard or self.ledger.validators() == (self._me,)):
+            return False
+        # The greatest heights may be claims of members that lie.
+        heights = sorted([self.ledger.head.number, *heard], reverse=True)
+        return self.ledger.head.number >= heights[fault_max(len(heights))]
 
     def _answering(self, handler: Handler) -> Handler:
         """A member's fault drops its message; this node's own (a full disk) is the node's to handle."""

@@ -76,6 +76,7 @@ class Node:
             scratch=scratch,
             clock=clock,
             leads=leads,
+            caught_up=lambda: self.agreement.caught_up,
             on_failure=self._on_failure,
         )
 

@@ -97,6 +97,7 @@ class Participation:
         scratch: Path,
         clock: Callable[[], float],
         leads: bool,
+        caught_up: Callable[[], bool],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._identity = identity
@@ -107,6 +108,7 @@ class Participation:
         self._scratch = scratch
         self._clock = clock
         self._leads = leads
+        self._caught_up = caught_up
         self._on_failure = on_failure
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
@@ -431,7 +433,20 @@ class Participation:
         raise ConfigError(f"the ledger has no run {name!r} (there are: {names}); `swarm run propose` makes one")
 
     async def attach(self, name: str) -> tuple[Checkpoint, Policy]:
-        """Join the run as soon as it is open and this site's operator approved; its current checkpoint and policy."""
+        """Join the run as soon as it is open and this site's operator approved; its current checkpoint and policy.
+
+        Raises:
+            ConfigError: there is no such run, the operator has not approved it, or it was stopped.
+            UnavailableError: the same, but this node is still catching up with the others: ask again.
+        """
+        try:
+            return await self._attach(name)
+        except ConfigError as error:
+            if self._caught_up():
+                raise
+            raise UnavailableError(f"this node is catching up with the ledger; so far {error}") from error
+
+    async def _attach(self, name: str) -> tuple[Checkpoint, Policy]:
         effort = await self.find(name)
         await self._until(lambda: effort.state is not None and effort.run.state is not RunState.PROPOSED)
         run = effort.run
