@@ -171,7 +171,7 @@ class Participation:
         for run in await self._contracts.runs(after=known):
             self.efforts[run.id] = Effort(run)
         for effort in self.efforts.values():
-            if effort.run.state in (RunState.FINISHED, RunState.STOPPED):
+            if effort.state is not None and effort.run.state in (RunState.FINISHED, RunState.STOPPED):
                 continue
             state = await self._contracts.round_state(effort.run.id)
             before = effort.state
