@@ -66,7 +66,8 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
     print(
         f"{len(plans)} seeds in {real_s:.1f} s ({len(plans) / real_s:.2f} seeds/s, {jobs} processes): "
         f"{len(failures)} failures; {virtual_s / 3600:.1f} virtual hours, {blocks} blocks, "
-        f"{troubles} crashes and partitions, {lies} wrong checkpoints published, {replaced} leaders replaced, {restarts} rounds restarted; "
+        f"{troubles} crashes and partitions, {lies} wrong checkpoints published, {replaced} leaders replaced, "
+        f"{restarts} rounds restarted; "
         f"at most {calm_s:.0f} s from the last trouble to the end"
     )
     return len(failures)
