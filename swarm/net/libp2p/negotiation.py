@@ -17,7 +17,6 @@ LINE_MAX = 1024
 OFFERS_MAX = 16
 """Lines read in one negotiation; a libp2p peer offers two or three protocols."""
 
-_HEADER = "/multistream/1.0.0"
 _REFUSED = "na"
 
 
@@ -43,7 +42,7 @@ class Negotiation:
 
     def start(self) -> bytes:
         """What the opening side sends first: greeting and best offer in one."""
-        return _line(_HEADER) + _line(self._offers[0])
+        return _GREETING + _line(self._offers[0])
 
     def receive(self, data: bytes | memoryview) -> bytes:
         """The bytes to send in return.
@@ -54,15 +53,18 @@ class Negotiation:
         self._buffer += data
         replies = b""
         while self.chosen is None:
+            if not self._greeted:
+                if self._buffer[: len(_GREETING)] != _GREETING[: len(self._buffer)]:
+                    raise PeerError("the first line is not the greeting of multistream-select")
+                if len(self._buffer) < len(_GREETING):
+                    break
+                self._buffer = self._buffer[len(_GREETING) :]
+                self._greeted = True
+                replies += b"" if self._opening else _GREETING
             line = self._next_line()
             if line is None:
                 break
-            if not self._greeted:
-                if line != _HEADER.encode():
-                    raise PeerError("the first line is not the greeting of multistream-select")
-                self._greeted = True
-                replies += b"" if self._opening else _line(_HEADER)
-            elif self._opening:
+            if self._opening:
                 replies += self._answered(line)
             else:
                 replies += self._offered(line)
@@ -116,3 +118,6 @@ def _line(text: str) -> bytes:
     length = len(line)
     prefix = bytes([length]) if length < 0x80 else bytes([length & 0x7F | 0x80, length >> 7])
     return prefix + line
+
+
+_GREETING = _line("/multistream/1.0.0")

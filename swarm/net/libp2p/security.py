@@ -163,6 +163,7 @@ class NoiseChannel:
         else:
             self._noise.set_as_responder()
         self._noise.start_handshake()
+        self._state = self._noise.noise_protocol.handshake_state  # dropped there once the handshake is done
         if dialled:
             self._put(self._noise.write_message(b""))
 
@@ -208,7 +209,7 @@ class NoiseChannel:
             self._put(self._noise.write_message(self._pattern.make_handshake_payload().serialize()))
             return
         payload = NoiseHandshakePayload.deserialize(plain)
-        static = self._pattern._get_pubkey_from_noise_keypair(self._noise.noise_protocol.handshake_state.rs)
+        static = self._pattern._get_pubkey_from_noise_keypair(self._state.rs)
         if not verify_handshake_payload_sig(payload, static):
             raise PeerError("noise: the signature of the static key is not the identity's")
         if self._dialled:
