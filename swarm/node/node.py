@@ -90,6 +90,12 @@ class Node:
         await self.transport.start()
         self.agreement.run()
         self.participation.run()
+        if self.identity.address not in {member.address for member in self.members}:
+            logger.warning(
+                "%s is no member by the ledger as this node has it (height %d): others will hang up unless theirs says so",
+                checksum(self.identity.address),
+                self.ledger.head.number,
+            )
         logger.info("height %d: %s listens, %d members", self.ledger.head.number, self.name, len(self.members))
 
     async def close(self) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from swarm.config import Policy
 from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
-from swarm.errors import ConfigError, PeerError, RejectedError, UnavailableError
-from swarm.identity import Identity
+from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
+from swarm.identity import Identity, checksum
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
 from swarm.merge import check_update, first_difference, merge_files
@@ -51,6 +51,7 @@ CUSTODY = "/swarm/custody/1"
 TRANSACTION_S = 20.0
 """How long a transaction may take to be in a block before the duty is asked for again."""
 RETRY_S = 0.5
+STORAGE_RETRY_S = 10.0
 OBJECT_MAX_BYTES = 8 << 30
 POLICY_MAX_BYTES = 64 << 10
 
@@ -289,6 +290,10 @@ class Participation:
             # The state moved on meanwhile, or a peer is away: the duty is asked for again if it still stands.
             logger.debug("%s: %s", type(duty).__name__, error)
             await asyncio.sleep(RETRY_S)
+        except StorageError as error:
+            # The ledger and the votes have room of their own: this node goes on voting while somebody makes some here.
+            logger.error("%s: %s", type(duty).__name__, error)
+            await asyncio.sleep(STORAGE_RETRY_S)
         except Exception as error:
             self._on_failure(error)
         finally:
@@ -447,6 +452,11 @@ class Participation:
             raise UnavailableError(f"this node is catching up with the ledger; so far {error}") from error
 
     async def _attach(self, name: str) -> tuple[Checkpoint, Policy]:
+        if await self._contracts.member(self._me) is None:
+            raise ConfigError(
+                f"{checksum(self._me)} is no member of this consortium, by the ledger as this node has it; a member's "
+                "operator nominates it (`swarm members nominate`) and the others approve"
+            )
         effort = await self.find(name)
         await self._until(lambda: effort.state is not None and effort.run.state is not RunState.PROPOSED)
         run = effort.run
