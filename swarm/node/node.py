@@ -92,7 +92,7 @@ class Node:
         self.participation.run()
         if self.identity.address not in {member.address for member in self.members}:
             logger.warning(
-                "%s is no member by the ledger as this node has it (height %d): others will hang up unless theirs says so",
+                "%s is no member by this node's ledger (height %d): the others hang up unless theirs says so",
                 checksum(self.identity.address),
                 self.ledger.head.number,
             )
