@@ -191,12 +191,11 @@ class Evm:
         """What a transaction would answer right after the block `header`; nothing is kept."""
         state = State(self.at(header.state_root))
         machine = self._machine(state, header.number, header.timestamp_ms, header.coinbase, header.gas_limit)
-        spent = intrinsic_gas(to, data, ())
-        if spent > gas:
+        if intrinsic_gas(to, data, ()) > gas:
             return Outcome(False, b"", gas, "intrinsic gas too low")
         if value > state.get_balance(sender):
             return Outcome(False, b"", 0, "insufficient funds for value")
-        computation = _run(machine, state, sender, to, value, data, gas - spent, 0, ())
+        computation = _run(machine, state, sender, to, value, data, gas, 0, ())
         remaining = computation.get_gas_remaining()
         error = "" if computation.is_success else f"{type(computation.error).__name__}: {computation.error}"
         reverted = computation.is_error and isinstance(computation.error, Revert)
@@ -281,8 +280,12 @@ def intrinsic_gas(to: Address | None, data: bytes, access_list: Sequence[tuple[A
     zeros = data.count(0)
     gas = 21_000 + 4 * zeros + 16 * (len(data) - zeros)
     if to is None:
-        gas += 32_000 + 2 * ((len(data) + 31) // 32)
+        gas += 32_000 + _init_code_gas(data)
     return gas + sum(2_400 + 1_900 * len(slots) for _, slots in access_list)
+
+
+def _init_code_gas(code: bytes) -> int:
+    return 2 * ((len(code) + 31) // 32)
 
 
 def check_fits(transaction: Transaction, nonce: int, balance: int, code_hash: Digest) -> None:
@@ -308,9 +311,8 @@ def _apply(machine: _Machine, state: State, transaction: Transaction, gas_used_b
     price = min(transaction.max_fee, transaction.max_priority_fee)
     state.set_balance(sender, account.balance - transaction.gas * price)
     state.increment_nonce(sender)
-    spent = intrinsic_gas(transaction.to, transaction.data, transaction.access_list)
     computation = _run(
-        machine, state, sender, transaction.to, transaction.value, transaction.data, transaction.gas - spent, price,
+        machine, state, sender, transaction.to, transaction.value, transaction.data, transaction.gas, price,
         transaction.access_list,
     )  # fmt: skip
     remaining = computation.get_gas_remaining()
@@ -347,9 +349,12 @@ def _run(
         for slot in slots:
             state.mark_storage_warm(address, slot)
     kind: Any = machine.computation_class
+    gas -= intrinsic_gas(to, data, access_list)
     if to is not None:
         state.mark_address_warm(to)
         return kind.apply_message(machine, Message(gas, to, sender, value, data, state.get_code(to)), context)
+    # py-evm charges for the init code itself, when it starts it (EIP-3860).
+    gas += _init_code_gas(data)
     created = contract_address(sender, max(state.get_nonce(sender) - 1, 0))
     state.mark_address_warm(created)
     message = Message(gas, b"", sender, value, b"", data, create_address=created)

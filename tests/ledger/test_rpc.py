@@ -56,9 +56,7 @@ async def test_web3_reads_what_the_chain_is(web3: Any) -> None:
     assert "swarm" in await web3.client_version
 
 
-async def test_a_transaction_goes_in_by_web3_and_its_block_receipt_and_log_come_out(
-    web3: Any, ledger: Ledger
-) -> None:
+async def test_a_transaction_goes_in_by_web3_and_its_block_receipt_and_log_come_out(web3: Any, ledger: Ledger) -> None:
     raw = world.propose(OPERATORS[0], 0)
     digest = await web3.eth.send_raw_transaction(raw)
     assert await web3.eth.get_transaction_count(checksum(OPERATORS[0].address)) == 0
@@ -170,7 +168,7 @@ async def test_logs_are_found_by_range_address_and_topics(web3: Any, rpc: Rpc, l
     assert [log["blockNumber"] for log in proposed] == [1, 2, 3, 4]
 
     async def found(**wanted: Any) -> list[int]:
-        return [log["blockNumber"] for log in await web3.eth.get_logs({"fromBlock": 0, **wanted})]  # type: ignore[typeddict-item]
+        return [log["blockNumber"] for log in await web3.eth.get_logs({"fromBlock": 0, **wanted})]
 
     only = to_hex(topics["RunProposed"])
     run_2 = to_hex((2).to_bytes(32, "big"))

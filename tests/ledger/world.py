@@ -11,8 +11,8 @@ from swarm.config import MemberConfig, SwarmConfig
 from swarm.consensus.certificate import Certificate
 from swarm.consensus.messages import commit_digest
 from swarm.consensus.quorum import quorum
-from swarm.encoding import Address, Digest, to_hex
-from swarm.identity import Identity
+from swarm.encoding import Address, Digest
+from swarm.identity import Identity, checksum
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.ledger import ExecutionCache, Head, Ledger
@@ -69,12 +69,12 @@ def signed(
 ) -> bytes:
     """A signed transaction's bytes."""
     fields: dict[str, object] = {"nonce": nonce, "gas": gas, "value": value, "data": data, "chainId": chain_id}
-    if to is not None:
-        fields["to"] = to_hex(to)
+    fields["to"] = b"" if to is None else checksum(to)
     if kind == 0:
         fields["gasPrice"] = price
     elif kind == 1:
-        fields.update(type=1, gasPrice=price, accessList=[{"address": to_hex(RUNS), "storageKeys": ["0x" + "00" * 32]}])
+        access = {"address": checksum(RUNS), "storageKeys": ["0x" + "00" * 32]}
+        fields.update(type=1, gasPrice=price, accessList=[access])
     else:
         fields.update(type=2, maxFeePerGas=price, maxPriorityFeePerGas=price)
     return bytes(Account.sign_transaction(fields, identity.secret).raw_transaction)
