@@ -268,13 +268,7 @@ class Qbft:
         """PBFT §4.5.2: the view's time begins to run when a quorum has come as far as this view."""
         if self._resend_s is None or self._view_deadline_s is not None:
             return
-        reached = {
-            sender
-            for slots in (self._proposals, self._prepares, self._commits, self._round_changes)
-            for sender, message in slots.items()
-            if message.view >= self.view
-        }
-        if len(reached) >= self.quorum:
+        if sum(message.view >= self.view for message in self._round_changes.values()) >= self.quorum:
             self._run_timer(now_s)
 
     def _upon_round_change(self, now_s: float) -> None:
@@ -326,8 +320,7 @@ class Qbft:
 
     def _take_prepare(self, message: Prepare) -> bool:
         mine = self._commits.get(self._me)
-        done = mine is not None and mine.view >= message.view and self._view_deadline_s is not None
-        if message.view < self.view or done:
+        if message.view < self.view or (mine is not None and mine.view >= message.view):
             return False  # it changes nothing any more: not worth a recovery
         return self._keep(self._prepares, self._sender(message), message)
 
@@ -471,8 +464,9 @@ class Qbft:
         if self._restored:
             self._restored = False
             self._resend(now_s)
-            if self.view == 0:
-                self._run_timer(now_s)
+            prepared = self._prepares.get(self._me)
+            if self.view == 0 or (prepared is not None and prepared.view == self.view):
+                self._run_timer(now_s)  # the proposal that it prepared had shown it a quorum in this view
         elif self._resend_s is None:
             self._resend_s = now_s + self._timeout_s
             self._run_timer(now_s)
