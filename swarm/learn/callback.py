@@ -44,6 +44,7 @@ class SwarmCallback:
         self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
         self._base: Checkpoint | None = None
         self._place: Place | None = None
+        self._metrics: dict[str, float] = {}
         self._forget()
 
     # --- where the run is
@@ -185,7 +186,7 @@ class SwarmCallback:
         self._samples = 0
         self._loss = 0.0
         self._loss_samples = 0
-        self._metrics: dict[str, float] = {}
+        self._metrics = {}
 
     def _here(self) -> Place:
         if self._place is None:

@@ -144,12 +144,20 @@ class Extra(nn.Linear):
         raise AssertionError("never reached")
 
 
+class Complex(nn.Module):
+    """A module with a complex buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+
+
 @pytest.mark.parametrize(
     ("model", "fault"),
     [
         (Extra(1, 1), "_extra_state is a dict, not a tensor"),
         (nn.LazyLinear(2), "weight has no values yet"),
-        (nn.Linear(1, 1).to(torch.complex64), r"bias is torch\.complex64"),
+        (Complex(), r"phase is torch\.complex64"),
         (nn.Linear(1, 1, device="meta"), "weight has no values yet"),
         (nn.ReLU(), "nothing to exchange"),
     ],
