@@ -470,7 +470,12 @@ class Participation:
             raise ConfigError(f"run {run.id} ({run.name}) was stopped by the members; propose a new one")
         joined = self._me in await self._contracts.participants(run.id)
         if run.state is RunState.OPEN and (not joined or self._me not in effort.state.expected):
-            await self._transact(self._contracts.join(run.id, self._leads))
+            try:
+                await self._transact(self._contracts.join(run.id, self._leads))
+            except RejectedError:
+                # This node may have been behind: the run can be over by the block that holds the call.
+                if (await self._contracts.run(run.id)).state is RunState.OPEN:
+                    raise
         effort.attached = True
         checkpoint = await self._checkpoint(effort)
         await self._hold(effort, effort.run.policy, POLICY_MAX_BYTES)
