@@ -41,7 +41,7 @@ def sha256(data: bytes) -> Digest:
 
 def pack(item: Item) -> bytes:
     """The RLP encoding of nested sequences of bytes, text and whole numbers (big-endian, no leading zero)."""
-    return bytes(rlp.encode(_plain(item)))
+    return bytes(rlp.encode(_plain(item), infer_serializer=False))
 
 
 def _plain(item: Item) -> object:
