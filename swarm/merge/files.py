@@ -289,13 +289,13 @@ class _Input:
         os.close(self._file)
 
     def read(self, offset: int, into: Raw) -> Raw:
-        """Fill `into`; ValueError where the file became shorter meanwhile."""
+        """Fill `into`; StorageError where the disk does not give it, or the file became shorter meanwhile."""
         view = into.data
         with _disk(self._path):
             while view:
                 count = os.preadv(self._file, [view], offset)
                 if not count:
-                    raise ValueError(f"{self._path.name} ends at byte {offset}, it became shorter")
+                    raise StorageError(f"{self._path} ends at byte {offset}; it was changed while it was read")
                 view, offset = view[count:], offset + count
         return into
 
