@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 import base58
+from coincurve import PrivateKey, PublicKey
 from eth_account import Account
 from eth_keys import keys
-from eth_keys.exceptions import BadSignature, ValidationError
+from eth_keys.exceptions import ValidationError
 from eth_utils import to_checksum_address
 
-from swarm.encoding import Address, Digest
+from swarm.encoding import Address, Digest, keccak256
 from swarm.errors import ConfigError
 
 # eth_account brings py_ecc, which raises the interpreter's recursion limit to 100,000. Nested JSON of 100 kB then
@@ -39,6 +40,8 @@ class Identity:
             self._key = keys.PrivateKey(secret)
         except (ValidationError, ValueError) as error:
             raise ValueError("a secp256k1 private key has 32 bytes below the group order") from error
+        # Not through eth_keys: consensus signs and recovers all day, and its wrappers double the time.
+        self._signer = PrivateKey(secret)
         self.secret = secret
         self.address: Address = self._key.public_key.to_canonical_address()
         self.public_key: bytes = self._key.public_key.to_compressed_bytes()
@@ -56,7 +59,7 @@ class Identity:
 
     def sign(self, digest: Digest) -> bytes:
         """65 bytes r ‖ s ‖ v (v is 0 or 1), deterministic (RFC 6979), low s."""
-        return bytes(self._key.sign_msg_hash(digest).to_bytes())
+        return bytes(self._signer.sign_recoverable(digest, hasher=None))
 
     def __repr__(self) -> str:
         return f"Identity({checksum(self.address)})"
@@ -73,10 +76,10 @@ def recover(digest: Digest, signature: bytes) -> Address:
     if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
         raise ValueError("a signature whose s is above half of the group order")
     try:
-        key = keys.Signature(signature).recover_public_key_from_msg_hash(digest)
-    except (BadSignature, ValidationError, ValueError) as error:
+        key = PublicKey.from_signature_and_message(signature, digest, hasher=None)
+    except ValueError as error:
         raise ValueError(f"not a signature of this digest: {error}") from error
-    return bytes(key.to_canonical_address())
+    return keccak256(key.format(compressed=False)[1:])[12:]
 
 
 def peer_id_of(public_key: bytes) -> str:
