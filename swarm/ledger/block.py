@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import rlp
 
 from swarm.encoding import Address, Digest, Unpacked, data_of, keccak256, list_of, number, pack, unpack
 from swarm.identity import recover
+from swarm.ledger.trie import ordered_root
 
 TRANSACTION_MAX_BYTES = 64 << 10
 """The largest call of the contracts carries 512 bytes of metrics; the bound leaves room for others."""
@@ -239,6 +241,8 @@ def encode_block(header: Header, transactions: Sequence[bytes]) -> bytes:
     return bytes(rlp.encode([header.fields(), items, [], []]))
 
 
+# A payload is hashed, judged and appended: the same few blocks come again within a moment.
+@lru_cache(maxsize=8)
 def decode_block(data: bytes) -> tuple[Header, tuple[bytes, ...]]:
     """The header and the raw transactions.
 
@@ -267,14 +271,18 @@ def decode_payload(payload: bytes) -> tuple[bytes, bytes]:
     return data_of(block), data_of(certificate)
 
 
+@lru_cache(maxsize=8)
 def payload_digest(payload: bytes) -> Digest:
     """The hash of the block inside, which commits to the whole payload.
 
     Raises:
-        ValueError: not a payload, or the certificate is not the one that the header commits to.
+        ValueError: not a payload, or its transactions or certificate are not those that the header commits to.
+            Otherwise a proposer could show the same digest to some with a body that they must refuse.
     """
     block, certificate = decode_payload(payload)
-    header, _ = decode_block(block)
+    header, raws = decode_block(block)
+    if ordered_root(raws) != header.transactions_root:
+        raise ValueError("the payload carries other transactions than its header commits to")
     if keccak256(certificate) != header.parent_beacon_block_root:
         raise ValueError("the payload carries another certificate than its header commits to")
     return header.hash
