@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import base58
@@ -65,6 +66,8 @@ class Identity:
         return f"Identity({checksum(self.address)})"
 
 
+# A seal is checked as a vote, in its block's certificate and in the next block: once is enough.
+@lru_cache(maxsize=4096)
 def recover(digest: Digest, signature: bytes) -> Address:
     """The address whose key signed `digest`.
 
