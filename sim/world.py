@@ -240,21 +240,21 @@ class World:
                 )
 
     async def _agree_on_a_run(self) -> None:
-        policy, first = self.plan.policy, self.sites[0]
+        policy, proposer = self.plan.policy, self.sites[0]
         checkpoint = first_checkpoint(self.plan.rng("genesis"))
         self.files[checkpoint.digest] = checkpoint
-        for site in self.sites:
-            assert site.node is not None
-            contracts = site.node.contracts
-            if site is first:
-                site.node.store.put(checkpoint.data)
-                site.node.store.put(policy.encode())
-                await contracts.transact(
-                    site.operator, contracts.propose(policy, checkpoint.digest), timeout_s=PERSON_S
-                )
-                self.story.say(f"{site.name} proposes a run of {policy.rounds} rounds among {self.plan.members}")
-            else:
-                await contracts.transact(site.operator, contracts.approve(RUN), timeout_s=PERSON_S)
+        assert proposer.node is not None
+        proposer.node.store.put(checkpoint.data)
+        proposer.node.store.put(policy.encode())
+        contracts = proposer.node.contracts
+        await contracts.transact(proposer.operator, contracts.propose(policy, checkpoint.digest), timeout_s=PERSON_S)
+        self.story.say(f"{proposer.name} proposes a run of {policy.rounds} rounds among {self.plan.members}")
+        await asyncio.gather(*(self._approve(site) for site in self.sites if site is not proposer))
+
+    async def _approve(self, site: Site) -> None:
+        assert site.node is not None
+        contracts = site.node.contracts
+        await contracts.transact(site.operator, contracts.approve(RUN), timeout_s=PERSON_S)
 
     # --- what must not happen
 
