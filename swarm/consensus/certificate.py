@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swarm.config import MEMBERS_MAX
-from swarm.consensus.messages import VIEW_BITS, commit_digest, signature_of
+from swarm.consensus.messages import VIEW_BITS, commit_digest
 from swarm.consensus.quorum import quorum
-from swarm.encoding import Address, Digest, list_of, number, pack, short, unpack
+from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError
+from swarm.identity import SIGNATURE_BYTES
 from swarm.identity import recover as recover_secp256k1
 
 # 128 seals of 65 bytes and their headers come to 8.6 KB.
@@ -41,9 +42,8 @@ class Certificate:
         """
         try:
             view, seals = list_of(unpack(data, max_bytes=CERTIFICATE_BYTES_MAX), size=2)
-            return cls(
-                number(view, bits=VIEW_BITS), tuple(signature_of(seal) for seal in list_of(seals, size_max=MEMBERS_MAX))
-            )
+            parts = list_of(seals, size_max=MEMBERS_MAX)
+            return cls(number(view, bits=VIEW_BITS), tuple(data_of(seal, size=SIGNATURE_BYTES) for seal in parts))
         except ValueError as error:
             raise PeerError(f"not a certificate: {error}", evidence=data[:CERTIFICATE_BYTES_MAX]) from error
 

@@ -15,6 +15,7 @@ from typing import TypeAlias
 from swarm.config import MEMBERS_MAX
 from swarm.encoding import Digest, Item, Unpacked, data_of, keccak256, list_of, number, pack, unpack
 from swarm.errors import PeerError
+from swarm.identity import SIGNATURE_BYTES
 
 PAYLOAD_BYTES_MAX = 8 << 20
 """Some tens of thousands of transactions. A message with one fits into one message of the transport (16 MiB)."""
@@ -24,10 +25,6 @@ HEIGHT_BITS = 64
 # 128 promises of about 110 bytes come to 14 KB, 128 prepares to 9 KB.
 _JUSTIFICATION_BYTES_MAX = 32 << 10
 MESSAGE_BYTES_MAX = PAYLOAD_BYTES_MAX + 2 * _JUSTIFICATION_BYTES_MAX
-
-_SIGNATURE_BYTES = 65
-# secp256k1's group order, halved: the other s of a signature is refused (EIP-2), so a vote has one form.
-_S_MAX = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +166,6 @@ def decode_message(data: bytes) -> Message:
         raise PeerError(f"not a consensus message: {error}", evidence=data[:_JUSTIFICATION_BYTES_MAX]) from error
 
 
-def signature_of(item: Unpacked) -> bytes:
-    """The 65 bytes r ‖ s ‖ v of an unpacked item; ValueError for the other form of the same signature (EIP-2)."""
-    signature = data_of(item, size=_SIGNATURE_BYTES)
-    if int.from_bytes(signature[32:64], "big") > _S_MAX or signature[64] > 1:
-        raise ValueError("a signature that is not in its low form")
-    return signature
-
-
 def _check_outline(data: bytes) -> None:
     """Refuse large messages whose bulk is lists, before a decoder makes millions of small objects of them."""
     if len(data) <= 2 * _JUSTIFICATION_BYTES_MAX or data[0] < 0xF8:
@@ -204,17 +193,17 @@ def _message(parts: Sequence[Unpacked]) -> Message:
         case 1, 5:
             promises = tuple(_promise(part, view) for part in list_of(rest[3], size_max=MEMBERS_MAX))
             return Proposal(
-                height, view, _digest(rest[0]), signature_of(rest[1]), _payload(rest[2]), promises, _prepares(rest[4])
+                height, view, _digest(rest[0]), _signature(rest[1]), _payload(rest[2]), promises, _prepares(rest[4])
             )
         case 2, 2:
-            return Prepare(height, view, _digest(rest[0]), signature_of(rest[1]))
+            return Prepare(height, view, _digest(rest[0]), _signature(rest[1]))
         case 3, 2:
-            return Commit(height, view, _digest(rest[0]), signature_of(rest[1]))
+            return Commit(height, view, _digest(rest[0]), _signature(rest[1]))
         case 4, 4:
             if view == 0:
                 raise ValueError("a round change to view 0")
             prepared = _prepared(rest[0], view)
-            message = RoundChange(height, view, prepared, signature_of(rest[1]), _payload(rest[2]), _prepares(rest[3]))
+            message = RoundChange(height, view, prepared, _signature(rest[1]), _payload(rest[2]), _prepares(rest[3]))
             if prepared is None and (message.payload or message.prepares):
                 raise ValueError("a round change that justifies what it does not claim")
             return message
@@ -240,11 +229,15 @@ def _prepared(item: Unpacked, view: int) -> Prepared | None:
 
 def _promise(item: Unpacked, view: int) -> Promise:
     prepared, signature = list_of(item, size=2)
-    return Promise(_prepared(prepared, view), signature_of(signature))
+    return Promise(_prepared(prepared, view), _signature(signature))
 
 
 def _prepares(item: Unpacked) -> tuple[bytes, ...]:
-    return tuple(signature_of(part) for part in list_of(item, size_max=MEMBERS_MAX))
+    return tuple(_signature(part) for part in list_of(item, size_max=MEMBERS_MAX))
+
+
+def _signature(item: Unpacked) -> bytes:
+    return data_of(item, size=SIGNATURE_BYTES)
 
 
 def _digest(item: Unpacked) -> Digest:

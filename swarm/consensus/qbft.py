@@ -16,7 +16,7 @@ Several heights are `heights.Consensus`; bytes are `messages`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from swarm.consensus.certificate import Certificate
@@ -40,6 +40,7 @@ from swarm.consensus.messages import (
 )
 from swarm.consensus.quorum import faults_max, quorum
 from swarm.consensus.record import Lock, Record
+from swarm.consensus.voters import Voters, name_of
 from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError
 
@@ -50,8 +51,6 @@ RESEND_MAX_S = 10.0
 
 # A height with several failed views judges one payload each; a proposer that lies can make more of them.
 _JUDGED_MAX = 64
-# Signers known, to recover each signature once: a few views of proposals, votes and justifications from everybody.
-_SIGNERS_PER_VALIDATOR = 32
 
 M = TypeVar("M", Proposal, Prepare, Commit, RoundChange)
 
@@ -89,10 +88,10 @@ class Qbft:
         self.faults_max = faults_max(len(proposers))
         self._chain_id = chain_id
         self._proposers = proposers
-        self._validators = frozenset(proposers)
+        self._voters = Voters(chain_id=chain_id, height=height, proposers=proposers, recover=authenticator.recover)
         self._authenticator = authenticator
         self._me = authenticator.me
-        if self._me not in self._validators or len(self._validators) != len(proposers):
+        if self._me not in proposers or len(set(proposers)) != len(proposers):
             raise ValueError("a machine belongs to one of the height's validators, each of whom stands there once")
         self._build = build
         self._judge = judge
@@ -114,7 +113,6 @@ class Qbft:
         self._restored = saved is not None
 
         self._judged: dict[Digest, bool] = {}
-        self._signers: dict[tuple[Digest, bytes], Address] = {}
         self._unsaved = False
         self._sending: list[Effect] = []
         if saved is not None:
@@ -165,7 +163,7 @@ class Qbft:
             case Prepare():
                 news = self._take_prepare(message)
             case Commit():
-                news = self._keep(self._commits, self._sender(message), message)
+                news = self._keep(self._commits, self._voters.sender(message), message)
             case RoundChange():
                 news = self._take_round_change(message)
         if news:
@@ -200,7 +198,7 @@ class Qbft:
 
     def _upon_transaction(self, now_s: float) -> None:
         """UponBlockTimeout: the proposer of view 0 proposes; here when a transaction waits."""
-        if self._wanted and self.view == 0 and self._proposer(0) == self._me and self._me not in self._proposals:
+        if self._wanted and self.view == 0 and self._voters.proposer(0) == self._me and self._me not in self._proposals:
             payload = self._built()
             if payload is not None:
                 self._propose(payload, (), (), now_s)
@@ -277,7 +275,11 @@ class Qbft:
         If one of them is prepared, it proposes what was prepared in the highest view; else what it builds now.
         """
         mine = self._proposals.get(self._me)
-        if self.view == 0 or self._proposer(self.view) != self._me or (mine is not None and mine.view >= self.view):
+        if (
+            self.view == 0
+            or self._voters.proposer(self.view) != self._me
+            or (mine is not None and mine.view >= self.view)
+        ):
             return
         changes = {sender: m for sender, m in self._round_changes.items() if m.view == self.view}
         if len(changes) < self.quorum:
@@ -292,10 +294,11 @@ class Qbft:
     # --- what a message must be to count
 
     def _take_proposal(self, message: Proposal) -> bool:
-        sender = self._sender(message)
-        if sender != self._proposer(message.view):
+        sender = self._voters.sender(message)
+        proposer = self._voters.proposer(message.view)
+        if sender != proposer:
             raise PeerError(
-                f"{_name(message)} is from {short(sender)}, its proposer is {short(self._proposer(message.view))}",
+                f"{name_of(message)} is from {short(sender)}, its proposer is {short(proposer)}",
                 member=sender,
                 evidence=message,
             )
@@ -307,12 +310,12 @@ class Qbft:
             mine = self._prepares.get(self._me)
             if mine is not None and mine.view == message.view and mine.digest != message.digest:
                 raise PeerError(
-                    f"{_name(message)} is {short(message.digest)}, where this node prepared {short(mine.digest)} "
+                    f"{name_of(message)} is {short(message.digest)}, where this node prepared {short(mine.digest)} "
                     "before it restarted",
                     member=sender,
                     evidence=(mine, message),
                 )
-            self._check_justification(message)
+            self._voters.check_justification(message)
             if mine is None or mine.view < message.view:
                 self._check_judgement(message, sender)
         # One that comes too late to vote for may still be what a quorum committed.
@@ -322,16 +325,16 @@ class Qbft:
         mine = self._commits.get(self._me)
         if message.view < self.view or (mine is not None and mine.view >= message.view):
             return False  # it changes nothing any more: not worth a recovery
-        return self._keep(self._prepares, self._sender(message), message)
+        return self._keep(self._prepares, self._voters.sender(message), message)
 
     def _take_round_change(self, message: RoundChange) -> bool:
         if message.view < self.view:
             return False
-        sender = self._sender(message)
+        sender = self._voters.sender(message)
         if message.prepared is not None:
             self._check_payload(message.payload, message.prepared.digest, message)
-            if self._proposer(message.view) == self._me:  # nobody else will use it
-                self._check_prepares(message.prepared, message.prepares, message)
+            if self._voters.proposer(message.view) == self._me:  # nobody else will use it
+                self._voters.check_prepares(message.prepared, message.prepares, message)
         return self._keep(self._round_changes, sender, message)
 
     def _keep(self, slots: dict[Address, M], sender: Address, message: M) -> bool:
@@ -345,7 +348,7 @@ class Qbft:
             return False
         if sender == self._me:
             raise PeerError(
-                f"{_name(message)} has this node's signature and is not in its record: another node uses its key, "
+                f"{name_of(message)} has this node's signature and is not in its record: another node uses its key, "
                 "or the record was lost",
                 member=sender,
                 evidence=message,
@@ -355,37 +358,10 @@ class Qbft:
 
     def _equivocation(self, sender: Address, first: Message, second: Message) -> PeerError:
         return PeerError(
-            f"{short(sender)} contradicts itself: it signed two different ones of {_name(second)}",
+            f"{short(sender)} contradicts itself: it signed two different ones of {name_of(second)}",
             member=sender,
             evidence=(first, second),
         )
-
-    def _sender(self, message: Message) -> Address:
-        """The validator who signed a message.
-
-        Raises:
-            PeerError: nobody of this height's validators did.
-        """
-        signer = self._signer(signed_digest(message, self._chain_id), message.signature)
-        if signer is None:
-            raise PeerError(f"{_name(message)} has no validator's signature", evidence=message)
-        return signer
-
-    def _signer(self, digest: Digest, signature: bytes) -> Address | None:
-        """The validator whose signature this is, recovered once; None if it is nobody's or another's."""
-        known = self._signers.get((digest, signature))
-        if known is not None:
-            return known
-        try:
-            signer = self._authenticator.recover(digest, signature)
-        except ValueError:
-            return None
-        if signer not in self._validators:
-            return None
-        if len(self._signers) >= _SIGNERS_PER_VALIDATOR * len(self._proposers):
-            self._signers.clear()
-        self._signers[digest, signature] = signer
-        return signer
 
     def _votable(self, proposal: Proposal) -> bool:
         return proposal.view > self.view or (proposal.view == self.view and self._accepted is None)
@@ -394,50 +370,10 @@ class Qbft:
         try:
             found = self._digest_of(payload)
         except ValueError as error:
-            raise PeerError(f"the payload of {_name(message)} is none: {error}", evidence=message) from error
+            raise PeerError(f"the payload of {name_of(message)} is none: {error}", evidence=message) from error
         if found != digest:
             raise PeerError(
-                f"the payload of {_name(message)} has digest {short(found)}, signed is {short(digest)}",
-                evidence=message,
-            )
-
-    def _check_justification(self, proposal: Proposal) -> None:
-        """isProposalJustification: why this payload may be proposed in this view.
-
-        In view 0 anything may be. Later: a quorum of round changes to the view; if some are prepared, the proposal is
-        what was prepared in the highest of their views, and a quorum's prepares show it.
-        """
-        where = _name(proposal)
-        if proposal.view == 0:
-            if proposal.round_changes or proposal.prepares:
-                raise PeerError(f"{where} needs no justification and has one", evidence=proposal)
-            return
-        senders = set()
-        for promise in proposal.round_changes:
-            signed = round_change_digest(self._chain_id, self.height, proposal.view, promise.prepared)
-            sender = self._signer(signed, promise.signature)
-            if sender is None or sender in senders:
-                raise PeerError(f"{where} has a round change that is nobody's or repeated", evidence=proposal)
-            senders.add(sender)
-        if len(senders) < self.quorum:
-            raise PeerError(f"{where} has {len(senders)} round changes, a quorum is {self.quorum}", evidence=proposal)
-        prepared = [promise.prepared for promise in proposal.round_changes if promise.prepared is not None]
-        if not prepared:
-            if proposal.prepares:
-                raise PeerError(f"{where} has prepares though nothing was prepared", evidence=proposal)
-            return
-        highest = max(entry.view for entry in prepared)
-        if Prepared(highest, proposal.digest) not in prepared:
-            raise PeerError(f"{where} is not what was prepared in view {highest}", evidence=proposal)
-        self._check_prepares(Prepared(highest, proposal.digest), proposal.prepares, proposal)
-
-    def _check_prepares(self, prepared: Prepared, prepares: Sequence[bytes], message: Message) -> None:
-        signed = prepare_digest(self._chain_id, self.height, prepared.view, prepared.digest)
-        senders = {self._signer(signed, signature) for signature in prepares}
-        if None in senders or len(senders) != len(prepares) or len(senders) < self.quorum:
-            raise PeerError(
-                f"{_name(message)} claims {short(prepared.digest)} was prepared in view {prepared.view} and shows no "
-                "quorum of prepares",
+                f"the payload of {name_of(message)} has digest {short(found)}, signed is {short(digest)}",
                 evidence=message,
             )
 
@@ -452,7 +388,7 @@ class Qbft:
         if not self._judged[proposal.digest]:
             self._keep(self._proposals, sender, proposal)  # a quorum may know better, and commit it
             raise PeerError(
-                f"{_name(proposal)} is {short(proposal.digest)} by {short(sender)}, which is not valid",
+                f"{name_of(proposal)} is {short(proposal.digest)} by {short(sender)}, which is not valid",
                 member=sender,
                 evidence=proposal,
             )
@@ -563,9 +499,6 @@ class Qbft:
                 case RoundChange():
                     self._round_changes[self._me] = vote
 
-    def _proposer(self, view: int) -> Address:
-        return self._proposers[view % len(self._proposers)]
-
     def _first_quorum(self, signatures: dict[Address, bytes]) -> tuple[bytes, ...]:
         """A quorum of signatures, sorted by their signers' addresses."""
         return tuple(signature for _, signature in sorted(signatures.items())[: self.quorum])
@@ -584,7 +517,3 @@ class Qbft:
 
 def _prepared_view(message: RoundChange) -> int:
     return -1 if message.prepared is None else message.prepared.view
-
-
-def _name(message: Message) -> str:
-    return f"{type(message).__name__} of height {message.height}, view {message.view}"

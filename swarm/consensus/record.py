@@ -18,10 +18,10 @@ from swarm.consensus.messages import (
     RoundChange,
     decode_message,
     encode_message,
-    signature_of,
 )
 from swarm.encoding import Digest, Unpacked, data_of, list_of, number, pack, unpack
 from swarm.errors import PeerError, StorageError
+from swarm.identity import SIGNATURE_BYTES
 
 # One payload in each of: the proposal, the round change, the lock.
 _RECORD_BYTES_MAX = 3 * PAYLOAD_BYTES_MAX + (256 << 10)
@@ -112,4 +112,6 @@ def _lock(parts: list[Unpacked], payloads: dict[Digest, bytes]) -> Lock | None:
         return None
     view, digest, prepares = list_of(parts, size=3)
     prepared = Prepared(number(view, bits=VIEW_BITS), data_of(digest, size=32))
-    return Lock(prepared, payloads[prepared.digest], tuple(signature_of(part) for part in list_of(prepares)))
+    return Lock(
+        prepared, payloads[prepared.digest], tuple(data_of(part, size=SIGNATURE_BYTES) for part in list_of(prepares))
+    )
