@@ -58,6 +58,9 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
+        if self._ended:  # given up while asyncio was making the socket
+            transport.abort()
+            return
         loop = asyncio.get_running_loop()
         self._transport = transport
         self.since_s = loop.time()
@@ -118,7 +121,10 @@ class Wire(asyncio.BufferedProtocol):
 
     def cut(self, reason: str) -> None:
         """Drop the connection now, with what is still to be sent."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None:
+            self.reason = reason
+            self.abort()
+        elif not self._transport.is_closing():
             self.reason = reason
             remote = self.connection.remote
             logger.info("connection with %s cut: %s", short(remote) if remote else self.host or "nobody", reason)
@@ -130,12 +136,13 @@ class Wire(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
         else:
-            self._end_connection()
             self._over()
 
     def close(self) -> None:
         """Say goodbye and close; what was handed to the socket before still goes out."""
-        if self._transport is not None and not self._transport.is_closing():
+        if self._transport is None:
+            self.abort()
+        elif not self._transport.is_closing():
             self.reason = "closed"
             try:
                 self._transport.write(self.connection.farewell())
