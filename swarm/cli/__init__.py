@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from swarm.cli import init, node, screen, status, train
+from swarm.cli import audit, init, members, node, run, screen, status, train
 from swarm.errors import SwarmError
 
 
@@ -37,6 +37,9 @@ app.command()(init.key)
 app.command()(node.node)
 app.command()(train.train)
 app.command()(status.status)
+app.command()(audit.audit)
+app.add_typer(run.app, name="run")
+app.add_typer(members.app, name="members")
 
 
 def main() -> None:

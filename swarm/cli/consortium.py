@@ -31,7 +31,7 @@ _PASSWORD_BYTES = 24
 
 
 @dataclass(frozen=True)
-class Seat:
+class Place:
     """Where one member's node will be reached."""
 
     name: str
@@ -52,7 +52,7 @@ class Seat:
         return f"/{'ip6/::' if ':' in self.host else 'ip4/0.0.0.0'}/tcp/{self.port}"
 
 
-def seats(members: Sequence[str], *, base_port: int) -> list[Seat]:
+def places_of(members: Sequence[str], *, base_port: int) -> list[Place]:
     """Places for members given as `NAME` (on this machine, ports count up) or `NAME@HOST[:PORT]`.
 
     Args:
@@ -60,19 +60,19 @@ def seats(members: Sequence[str], *, base_port: int) -> list[Seat]:
     Raises:
         ConfigError: a name that cannot be a file's, given twice, or a port that is none.
     """
-    found: list[Seat] = []
+    found: list[Place] = []
     free = iter(free_ports(len(members))) if base_port == 0 else iter(range(base_port, base_port + len(members)))
     for member in members:
-        name, at, place = member.strip().partition("@")
+        name, at, where = member.strip().partition("@")
         if not _NAME.fullmatch(name) or name.endswith("-operator"):
             raise ConfigError(
                 f"a member's name is {member.strip()!r}; it names files, so it has letters, digits, - and _, at most "
                 "48, and does not end in -operator"
             )
-        if name in (seat.name for seat in found):
+        if name in (place.name for place in found):
             raise ConfigError(f"two members are called {name}; each has its own name")
         port = next(free)
-        found.append(_seat(name, place, base_port or BASE_PORT) if at else Seat(name, LOOPBACK, port))
+        found.append(_place(name, where, base_port or BASE_PORT) if at else Place(name, LOOPBACK, port))
         if not at and port > PORT_MAX:
             raise ConfigError(f"{name} would have port {port}; the last is {PORT_MAX}, so take a lower --base-port")
     if not 1 <= len(found) <= MEMBERS_MAX:
@@ -80,11 +80,11 @@ def seats(members: Sequence[str], *, base_port: int) -> list[Seat]:
     return found
 
 
-def _seat(name: str, place: str, port: int) -> Seat:
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::([0-9]{1,5}))?", place)
+def _place(name: str, where: str, port: int) -> Place:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::([0-9]{1,5}))?", where)
     if match is None or not 1 <= int(match[3] or port) <= PORT_MAX:
-        raise ConfigError(f"{name} is at {place!r}; it has the form HOST or HOST:PORT (IPv6: [HOST]:PORT)")
-    return Seat(name, match[1] or match[2], int(match[3] or port))
+        raise ConfigError(f"{name} is at {where!r}; it has the form HOST or HOST:PORT (IPv6: [HOST]:PORT)")
+    return Place(name, match[1] or match[2], int(match[3] or port))
 
 
 def free_ports(count: int) -> list[int]:
@@ -111,7 +111,7 @@ def write_consortium(
     folder: Path,
     *,
     name: str,
-    members: Sequence[Seat],
+    members: Sequence[Place],
     chain_id: int | None = None,
     example: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -143,14 +143,14 @@ def write_consortium(
         raise StorageError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return [folder / "sites" / f"{seat.name}.toml" for seat in members]
+    return [folder / "sites" / f"{place.name}.toml" for place in members]
 
 
 def _fill(
     folder: Path,
     *,
     name: str,
-    members: Sequence[Seat],
+    members: Sequence[Place],
     chain_id: int | None,
     example: Path | None,
     progress: Callable[[int, int], None],
@@ -158,15 +158,15 @@ def _fill(
     if example is not None:
         leave = shutil.ignore_patterns("__pycache__", "*.pyc", "swarm.toml", "sites", "keys", "state", ".*")
         shutil.copytree(example, folder, ignore=leave, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    keys = {seat.name: Keys(Identity.generate(), Identity.generate()) for seat in members}
+    keys = {place.name: Keys(Identity.generate(), Identity.generate()) for place in members}
     text = _swarm_toml(name, chain_id if chain_id is not None else secrets.randbelow(2**31 - 1) + 1, members, keys)
     (folder / "swarm.toml").write_text(text)
     load_swarm(folder / "swarm.toml")
-    for seat in members:
-        write_site(folder, seat)
+    for place in members:
+        write_site(folder, place)
     write_keys(folder / "keys", keys, progress=progress)
-    for seat in members:
-        load_site(folder / "sites" / f"{seat.name}.toml")
+    for place in members:
+        load_site(folder / "sites" / f"{place.name}.toml")
     (folder / "WHO-GETS-WHAT.txt").write_text(_who_gets_what(name, members, example))
 
 
@@ -193,10 +193,10 @@ def _write_key(folder: Path, stem: str, identity: Identity) -> None:
     save_keystore(identity, folder / f"{stem}.json", password)
 
 
-def member_table(seat: Seat, keys: Keys) -> str:
+def member_table(place: Place, keys: Keys) -> str:
     """What the others need to know of a member: one `[[members]]` table of `swarm.toml`, nothing in it secret."""
     member = MemberConfig(
-        seat.name, keys.node.address, keys.operator.address, f"{seat.address}/p2p/{keys.node.peer_id}"
+        place.name, keys.node.address, keys.operator.address, f"{place.address}/p2p/{keys.node.peer_id}"
     )
     return (
         "[[members]]\n"
@@ -207,7 +207,7 @@ def member_table(seat: Seat, keys: Keys) -> str:
     )
 
 
-def _swarm_toml(name: str, chain_id: int, members: Sequence[Seat], keys: dict[str, Keys]) -> str:
+def _swarm_toml(name: str, chain_id: int, members: Sequence[Place], keys: dict[str, Keys]) -> str:
     head = (
         "# What all members agreed. The ledger's first block follows from this file, so every member has the same\n"
         "# content, and a change of it makes another ledger. Members who come later are on the ledger, not here.\n"
@@ -218,25 +218,25 @@ def _swarm_toml(name: str, chain_id: int, members: Sequence[Seat], keys: dict[st
         "[ledger]\n"
         "view_timeout_s = 1.0  # how long a silent proposer is waited for before the next one tries\n"
     )
-    return "\n".join([head, *(member_table(seat, keys[seat.name]) for seat in members)])
+    return "\n".join([head, *(member_table(place, keys[place.name]) for place in members)])
 
 
-def write_site(folder: Path, seat: Seat) -> Path:
+def write_site(folder: Path, place: Place) -> Path:
     """`sites/NAME.toml` with the places that this command line uses."""
-    path = folder / "sites" / f"{seat.name}.toml"
+    path = folder / "sites" / f"{place.name}.toml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(
-        f"# What {seat.name} decided for its own node. Paths start at this file's folder.\n"
+        f"# What {place.name} decided for its own node. Paths start at this file's folder.\n"
         "[site]\n"
-        f"name = {_text(seat.name)}\n"
+        f"name = {_text(place.name)}\n"
         'swarm = "../swarm.toml"\n'
-        f"listen = {_text(seat.listen)}\n"
-        f"folder = {_text(f'../state/{seat.name}')}  # the ledger, the votes and the objects\n"
-        f"keystore = {_text(f'../keys/{seat.name}.json')}\n"
-        f"password_file = {_text(f'../keys/{seat.name}.password')}  # or the variable SWARM_PASSWORD\n"
+        f"listen = {_text(place.listen)}\n"
+        f"folder = {_text(f'../state/{place.name}')}  # the ledger, the votes and the objects\n"
+        f"keystore = {_text(f'../keys/{place.name}.json')}\n"
+        f"password_file = {_text(f'../keys/{place.name}.password')}  # or the variable SWARM_PASSWORD\n"
         "# For votes and consent. Where the operator has a machine of their own, take these two lines there.\n"
-        f"operator_keystore = {_text(f'../keys/{seat.name}-operator.json')}\n"
-        f"operator_password_file = {_text(f'../keys/{seat.name}-operator.password')}  # or SWARM_OPERATOR_PASSWORD\n"
+        f"operator_keystore = {_text(f'../keys/{place.name}-operator.json')}\n"
+        f"operator_password_file = {_text(f'../keys/{place.name}-operator.password')}  # or SWARM_OPERATOR_PASSWORD\n"
     )
     return path
 
@@ -245,7 +245,7 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _who_gets_what(name: str, members: Sequence[Seat], example: Path | None) -> str:
+def _who_gets_what(name: str, members: Sequence[Place], example: Path | None) -> str:
     lines = [
         f"The consortium {name!r}: who gets which file",
         "",
@@ -255,12 +255,12 @@ def _who_gets_what(name: str, members: Sequence[Seat], example: Path | None) -> 
     if example is not None:
         lines.append(f"  the training program and the policies (from the example {example.name!r});")
         lines.append("  of data/ each hospital keeps its own file only")
-    for seat in members:
-        keys = f"keys/{seat.name}"
+    for place in members:
+        keys = f"keys/{place.name}"
         lines += [
             "",
-            f"{seat.name}, and nobody else:",
-            f"  sites/{seat.name}.toml",
+            f"{place.name}, and nobody else:",
+            f"  sites/{place.name}.toml",
             f"  {keys}.json, {keys}.password                     SECRET, for the machine of the node",
             f"  {keys}-operator.json, {keys}-operator.password   SECRET, for the person who votes and consents",
         ]

@@ -16,7 +16,7 @@ from swarm.cli.consortium import (
     PORT_MAX,
     Keys,
     member_table,
-    seats,
+    places_of,
     write_consortium,
     write_keys,
     write_site,
@@ -50,13 +50,13 @@ def init(
     ] = None,
 ) -> None:
     """Write a new consortium: swarm.toml, every member's settings, keys and passwords, and who gets which file."""
-    places = seats(members.split(","), base_port=base_port)
+    asked = places_of(members.split(","), base_port=base_port)
     source = _example(example) if example is not None else None
     with key_progress() as progress:
         written = write_consortium(
             folder,
             name=name or folder.absolute().name,
-            members=places,
+            members=asked,
             chain_id=chain_id,
             example=source,
             progress=progress,
@@ -84,7 +84,7 @@ def key(
 
     A founder's lines go into swarm.toml; of a newcomer's, the members make a file for `swarm members nominate`.
     """
-    (seat,) = seats([f"{name}@{at}"], base_port=BASE_PORT)
+    (place,) = places_of([f"{name}@{at}"], base_port=BASE_PORT)
     there = [path for stem in (f"keys/{name}", f"keys/{name}-operator") for path in folder.glob(f"{stem}.*")]
     there += [path for path in (folder / "sites" / f"{name}.toml",) if path.exists()]
     if there:
@@ -94,10 +94,10 @@ def key(
     pair = Keys(Identity.generate(), Identity.generate())
     with key_progress() as progress:
         write_keys(folder / "keys", {name: pair}, progress=progress)
-    site = write_site(folder, seat)
+    site = write_site(folder, place)
     screen.err.print(f"keys in {screen.here(folder / 'keys')} (secret), settings in {screen.here(site)}")
     screen.err.print("public, for the other members:")
-    typer.echo(member_table(seat, pair), nl=False)
+    typer.echo(member_table(place, pair), nl=False)
 
 
 @contextmanager

@@ -175,6 +175,10 @@ class Contracts:
 
     # --- who takes part
 
+    async def height(self) -> int:
+        """The number of the last block."""
+        return int(await self._endpoint.request("eth_blockNumber"), 16)
+
     async def members(self) -> tuple[Member, ...]:
         """All members, in the contract's order."""
         return tuple(_member(address, record) for address, record in await self._ask_consortium("roster"))

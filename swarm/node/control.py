@@ -18,6 +18,7 @@ from typing import Any
 from swarm.encoding import from_hex, to_hex
 from swarm.errors import ConfigError, SwarmError, UnavailableError
 from swarm.ledger.rpc import RpcError
+from swarm.merge import Schema
 from swarm.net.transfer import pull
 from swarm.node.node import Node
 
@@ -41,6 +42,7 @@ class Control:
         self._methods: dict[str, Method] = {
             "swarm_status": self._status,
             "swarm_put": self._put,
+            "swarm_put_model": self._put_model,
             "swarm_object": self._object,
             "swarm_run": self._run,
             "swarm_attach": self._attach,
@@ -121,6 +123,15 @@ class Control:
     async def _put(self, params: dict[str, Any]) -> Any:
         digest = await asyncio.to_thread(self._node.store.put_file, Path(params["path"]))
         return {"digest": to_hex(digest)}
+
+    async def _put_model(self, params: dict[str, Any]) -> Any:
+        try:
+            Schema.of_file(Path(params["path"]))
+        except ValueError as error:
+            raise ConfigError(
+                f"{params['path']} is no checkpoint in canonical form ({error}); `swarm.learn.save_model` writes one"
+            ) from error
+        return await self._put(params)
 
     async def _object(self, params: dict[str, Any]) -> Any:
         digest = from_hex(params["digest"], size=32)

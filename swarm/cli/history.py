@@ -1,0 +1,91 @@
+"""A run's rounds as its events tell them: who submitted what, who led, who attested, refused, or was replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from swarm.encoding import Address, to_hex
+from swarm.ledger.client import Event, decode_metrics
+
+REASONS = {1: "silent", 2: "unattested", 3: "refused", 4: "inputs changed"}
+
+
+@dataclass
+class RoundHistory:
+    """One round; members by their names, digests as `0x…`."""
+
+    round: int
+    view: int = 0
+    leader: str = ""
+    checkpoint: str = ""
+    closed: bool = False
+    block: int = 0
+    submissions: list[dict[str, Any]] = field(default_factory=list)
+    attestations: list[str] = field(default_factory=list)
+    refusals: list[dict[str, Any]] = field(default_factory=list)
+    replaced: list[dict[str, Any]] = field(default_factory=list)
+    struck: list[str] = field(default_factory=list)
+
+
+def rounds_of(events: Iterable[Event], run: int, name: Callable[[Address], str]) -> list[RoundHistory]:
+    """Every round of a run so far, in order, the open one last.
+
+    Args:
+        events: of the `Runs` contract, in the ledger's order.
+        name: how to call a member.
+    """
+    rounds: dict[int, RoundHistory] = {}
+    for event in events:
+        args = event.args
+        if args.get("run") != run or "round" not in args:
+            continue
+        here = rounds.setdefault(int(args["round"]), RoundHistory(int(args["round"])))
+        here.block = event.block
+        _tell(here, event, name)
+    return [rounds[number] for number in sorted(rounds)]
+
+
+def _tell(here: RoundHistory, event: Event, name: Callable[[Address], str]) -> None:
+    args = event.args
+    match event.name:
+        case "Submitted":
+            here.submissions.append(
+                {
+                    "name": name(args["member"]),
+                    "digest": to_hex(args["digest"]),
+                    "weight": int(args["weight"]),
+                    "metrics": decode_metrics(args["metrics"]),
+                }
+            )
+        case "MergeStarted":
+            here.leader, here.view = name(args["leader"]), int(args["view"])
+        case "Published":
+            here.checkpoint, here.attestations = to_hex(args["checkpoint"]), [name(args["leader"])]
+        case "Attested":
+            here.attestations.append(name(args["member"]))
+        case "Refused":
+            here.refusals.append(
+                {
+                    "name": name(args["member"]),
+                    "leader": name(args["leader"]),
+                    "view": int(args["view"]),
+                    "published": to_hex(args["published"]),
+                    "found": to_hex(args["found"]),
+                    "evidence": to_hex(args["evidence"]),
+                }
+            )
+        case "LeaderReplaced":
+            reason = REASONS.get(int(args["reason"]), str(args["reason"]))
+            here.replaced.append({"leader": name(args["replaced"]), "view": int(args["view"]) - 1, "reason": reason})
+            here.leader, here.view = name(args["leader"]), int(args["view"])
+            here.checkpoint, here.attestations = "", []
+        case "Struck":
+            here.struck.append(name(args["member"]))
+        case "RoundRestarted":
+            here.submissions, here.struck, here.attestations, here.checkpoint = [], [], [], ""
+        case "RoundClosed":
+            here.closed = True
+        case _:
+            pass

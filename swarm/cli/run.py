@@ -1,0 +1,185 @@
+"""`swarm run` proposes runs, records consent to them, and shows what happened in them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swarm.cli import screen
+from swarm.cli.arguments import Json, SitePath
+from swarm.cli.control import NodeClient
+from swarm.cli.history import RoundHistory, rounds_of
+from swarm.cli.ledger import contracts_of, named_run, names_of, operate
+from swarm.config import Policy, SiteConfig, load_policy, load_site
+from swarm.encoding import Digest, from_hex, short, to_hex
+from swarm.errors import ConfigError
+from swarm.ledger.client import Contracts, Event, Run
+
+app = typer.Typer(no_args_is_help=True, help="Propose, approve and follow runs: one training effort of the members.")
+
+EVENTS_BLOCKS = 500
+"""A node bounds what one request for events may cover."""
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="its number, or its name (then the newest of that name)")]
+
+
+@app.command()
+def propose(
+    site: SitePath,
+    policy: Annotated[Path, typer.Argument(metavar="POLICY.toml", help="the run's policy: a table [run]")],
+    model: Annotated[Path, typer.Option("--model", help="the checkpoint that round 0 starts from (safetensors)")],
+    json_: Json = False,
+) -> None:
+    """Propose a run: its policy and first checkpoint. This counts as your operator's approval."""
+    settings, agreed = load_site(site), load_policy(policy)
+    if not model.is_file():
+        raise ConfigError(f"there is no file {model}; a training program writes it (`train.py --genesis`)")
+    run = asyncio.run(_propose(settings, agreed, model.resolve()))
+    if json_:
+        screen.print_json({"run": run, "name": agreed.name})
+    else:
+        screen.out.print(f"run {run} ({agreed.name}) is proposed; the others run `swarm run approve SITE.toml {run}`")
+
+
+async def _propose(site: SiteConfig, policy: Policy, model: Path) -> int:
+    async with contracts_of(site) as contracts:
+        genesis = await hand_over(site, policy, model)
+        receipt = await operate(site, contracts, contracts.propose(policy, genesis))
+        return int(receipt.first("RunProposed").args["run"])
+
+
+async def hand_over(site: SiteConfig, policy: Policy, model: Path) -> Digest:
+    """Put the policy and the first checkpoint into the node's store, from where the others take them.
+
+    Returns:
+        the first checkpoint's digest.
+    """
+    async with NodeClient(site) as node:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            file.write(policy.encode())
+            file.flush()
+            await node.call("swarm_put", path=file.name)
+        answer = await node.call("swarm_put_model", path=str(model))
+        return from_hex(answer["digest"], size=32)
+
+
+@app.command()
+def approve(site: SitePath, run: RunName) -> None:
+    """Record that your hospital consents to a run, signed by your operator."""
+    settings = load_site(site)
+
+    async def work() -> Run:
+        async with contracts_of(settings) as contracts:
+            found = await named_run(contracts, run)
+            await operate(settings, contracts, contracts.approve(found.id))
+            return await contracts.run(found.id)
+
+    found = asyncio.run(work())
+    screen.out.print(f"{settings.name} consents to run {found.id} ({found.name}), which is {found.state.name.lower()}")
+
+
+@app.command()
+def stop(site: SitePath, run: RunName) -> None:
+    """Vote to stop a run; it stops when a quorum of the operators did."""
+    settings = load_site(site)
+
+    async def work() -> Run:
+        async with contracts_of(settings) as contracts:
+            found = await named_run(contracts, run)
+            await operate(settings, contracts, contracts.stop(found.id))
+            return await contracts.run(found.id)
+
+    found = asyncio.run(work())
+    screen.out.print(f"run {found.id} ({found.name}) is {found.state.name.lower()}")
+
+
+@app.command("list")
+def list_(site: SitePath, json_: Json = False) -> None:
+    """List every run on the ledger."""
+    settings = load_site(site)
+    runs = asyncio.run(_list(settings))
+    if json_:
+        screen.print_json(runs)
+        return
+    rows = [
+        [str(run["id"]), run["name"], run["state"], f"{run['round']}/{run['rounds']}", ", ".join(run["approvals"])]
+        for run in runs
+    ]
+    screen.out.print(screen.table("run", "name", "state", "rounds", "consent of", rows=rows))
+
+
+async def _list(site: SiteConfig) -> list[dict[str, Any]]:
+    async with contracts_of(site) as contracts:
+        return [await _described(contracts, run) for run in await contracts.runs()]
+
+
+async def _described(contracts: Contracts, run: Run) -> dict[str, Any]:
+    name = await names_of(contracts)
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state.name.lower(),
+        "round": run.round,
+        "rounds": run.rounds,
+        "proposer": name(run.proposer),
+        "policy": to_hex(run.policy),
+        "genesis": to_hex(run.genesis),
+        "checkpoint": to_hex(run.checkpoint),
+        "approvals": [name(member) for member in await contracts.approvals(run.id)],
+        "participants": [name(member) for member in await contracts.participants(run.id)],
+    }
+
+
+@app.command()
+def show(site: SitePath, run: RunName, json_: Json = False) -> None:
+    """Show a run round by round: who submitted, led, attested, refused, or was replaced."""
+    settings = load_site(site)
+    described, rounds = asyncio.run(history(settings, run))
+    if json_:
+        closed = [asdict(one) for one in rounds if one.closed]
+        screen.print_json({**described, "closed_rounds": closed})
+        return
+    screen.out.print(
+        f"run {described['id']} ({described['name']}): {described['state']}, round {described['round']} of "
+        f"{described['rounds']}, checkpoint {described['checkpoint']}"
+    )
+    screen.out.print(f"consent of {', '.join(described['approvals'])}; joined: {', '.join(described['participants'])}")
+    columns = ("round", "leader", "view", "checkpoint", "submitted (weight)", "attested", "trouble")
+    screen.out.print(screen.table(*columns, rows=[_row(one) for one in rounds]))
+
+
+def _row(one: RoundHistory) -> list[str]:
+    trouble = [f"{was['leader']} {was['reason']} in view {was['view']}" for was in one.replaced]
+    trouble += [f"{no['name']} refused {no['published'][:10]}" for no in one.refusals]
+    trouble += [f"{member} struck" for member in one.struck]
+    return [
+        str(one.round),
+        one.leader or "-",
+        str(one.view),
+        short(from_hex(one.checkpoint)) if one.checkpoint else "-",
+        ", ".join(f"{s['name']} ({s['weight']})" for s in one.submissions) or "-",
+        str(len(one.attestations)),
+        "; ".join(trouble),
+    ]
+
+
+async def all_events(contracts: Contracts, first: int = 0) -> list[Event]:
+    """Every event from block `first` on, asked for in pieces that a node answers."""
+    events: list[Event] = []
+    height = await contracts.height()
+    for start in range(first, height + 1, EVENTS_BLOCKS):
+        events += await contracts.events(start, min(start + EVENTS_BLOCKS - 1, height))
+    return events
+
+
+async def history(site: SiteConfig, run: str) -> tuple[dict[str, Any], list[RoundHistory]]:
+    """A run and its rounds so far."""
+    async with contracts_of(site) as contracts:
+        found = await named_run(contracts, run)
+        name = await names_of(contracts)
+        return await _described(contracts, found), rounds_of(await all_events(contracts), found.id, name)
