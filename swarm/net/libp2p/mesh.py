@@ -36,8 +36,8 @@ YIELD_S = 0.25
 """The member with the higher address waits this long for the other to dial first."""
 FRESH_S = 5.0
 """Two connections younger than this mean that both dialled at once; otherwise the newer one replaces the older."""
-RETIRE_S = 10.0
-"""What is under way on a connection that is replaced has this long to end."""
+RETIRE_S, LOOK_S = 10.0, 0.25
+"""What is under way on a connection that is replaced has this long to end; how often is looked whether it has."""
 
 
 class Upcalls(Protocol):
@@ -291,7 +291,7 @@ class Mesh:
             else:
                 wire.close()
 
-        timer = loop.call_later(YIELD_S, look)
+        timer = loop.call_later(LOOK_S, look)
         self._retirements.add(timer)
 
     # Dialling
