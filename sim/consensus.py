@@ -80,11 +80,13 @@ class Weather:
         terrible = rng.random()
         base = rng.choice((0.0, 0.1, 0.4)) * terrible
         kinds: tuple[type[Message], ...] = (Proposal, Prepare, Commit, RoundChange)
-        loss = {kind: min(base + rng.choice((0.0, 0.0, 0.6)) * terrible, 0.9) for kind in kinds}
-        liars = faults_max(validators) if traitors and rng.random() < 0.6 else 0
+        loss = {kind: min(base + rng.choice((0.0, 0.0, 0.7)) * terrible, 0.9) for kind in kinds}
+        if rng.random() < 0.4:  # who has decided is alone with it: only then a broken lock forks
+            loss[Commit] = rng.uniform(0.4, 0.8)
+        liars = faults_max(validators) if traitors and rng.random() < 0.7 else 0
         spare = validators - quorum(validators) - liars
         return cls(
-            heal_s=rng.choice((3.0, 10.0, 30.0)),
+            heal_s=rng.choice((5.0, 15.0, 30.0)),
             delay_s=rng.choice((0.01, 0.1, 0.5)),
             slow=rng.choice((0.0, 0.0, 0.1)) * terrible,
             loss=loss,
@@ -94,7 +96,7 @@ class Weather:
             crash=rng.choice((0.0, 0.0, 0.02, 0.1)) * terrible,
             torn=rng.choice((0.0, 0.5)),
             nothing_to_build=rng.choice((0.0, 0.0, 0.3)),
-            news_s=rng.choice((0.2, 6.0, 15.0)),
+            news_s=rng.choice((0.2, 6.0, 20.0)),
             traitors=liars,
             lost_for_good=rng.randint(0, spare) if rng.random() < 0.3 else 0,
         )

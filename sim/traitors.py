@@ -97,7 +97,7 @@ class Habits:
     @classmethod
     def drawn(cls, rng: random.Random) -> Habits:
         """Some habits strong, some absent."""
-        return cls(*(rng.choice((0.0, 0.0, 0.3, 1.0)) for _ in range(6)))
+        return cls(*(rng.choice((0.0, 0.3, 1.0)) for _ in range(6)))
 
 
 class Traitor:

@@ -19,12 +19,9 @@ from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError
 
-# Signers known, to recover each signature once: a few views of proposals, votes and justifications from everybody.
-_SIGNERS_PER_VALIDATOR = 32
-
 
 class Voters:
-    """Recovers each signature of a height once, and checks what a proposal and a round change claim."""
+    """Recovers who signed, and checks what a proposal and a round change claim."""
 
     def __init__(
         self,
@@ -40,7 +37,6 @@ class Voters:
         self._proposers = proposers
         self._validators = frozenset(proposers)
         self._recover = recover
-        self._signers: dict[tuple[Digest, bytes], Address] = {}
 
     def proposer(self, view: int) -> Address:
         """Whose turn it is to propose."""
@@ -58,20 +54,12 @@ class Voters:
         return signer
 
     def signer(self, digest: Digest, signature: bytes) -> Address | None:
-        """The validator whose signature this is, recovered once; None if it is nobody's or another's."""
-        known = self._signers.get((digest, signature))
-        if known is not None:
-            return known
+        """The validator whose signature this is; None if it is nobody's or another's."""
         try:
             signer = self._recover(digest, signature)
         except ValueError:
             return None
-        if signer not in self._validators:
-            return None
-        if len(self._signers) >= _SIGNERS_PER_VALIDATOR * len(self._proposers):
-            self._signers.clear()
-        self._signers[digest, signature] = signer
-        return signer
+        return signer if signer in self._validators else None
 
     def check_justification(self, proposal: Proposal) -> None:
         """isProposalJustification: why this payload may be proposed in this view.
