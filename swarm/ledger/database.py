@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.encoding import Digest
+from swarm.encoding import Digest, sha256
 from swarm.errors import ConfigError, StorageError
 
 # A power cut may take the blocks since the last checkpoint of the WAL: 1000 pages, at least ten a block.
@@ -26,11 +26,11 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITH
 CREATE TABLE IF NOT EXISTS state (hash BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blocks (
     number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, payload BLOB NOT NULL, certificate BLOB NOT NULL,
-    receipts BLOB NOT NULL, bloom BLOB NOT NULL);
+    receipts BLOB NOT NULL, bloom BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS transactions (
     hash BLOB PRIMARY KEY, number INTEGER NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
 """
-_VOTES = "CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL);"
+_VOTES = "CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL, checksum BLOB NOT NULL);"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Database:
         with self._translated():
             self._opened.close()
 
+    def _bytes(self, value: object) -> bytes:
+        """What SQLite gave, if it is bytes still: a flipped bit can change a value's kind."""
+        if not isinstance(value, bytes):
+            raise self.damaged(f"{type(value).__name__} where bytes belong")
+        return value
+
     def damaged(self, found: str) -> StorageError:
         """The error for a ledger file whose content is not what was written."""
         return StorageError(
@@ -86,13 +92,13 @@ class Database:
         """The trie node or code with this hash."""
         with self._translated():
             row = self._ledger.execute("SELECT value FROM state WHERE hash = ?", (digest,)).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else self._bytes(row[0])
 
     def meta(self, key: str) -> bytes | None:
         """A value kept under a name."""
         with self._translated():
             row = self._ledger.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else self._bytes(row[0])
 
     def begin(self, genesis: BlockRow, state: Mapping[bytes, bytes]) -> None:
         """Write block 0 into an empty file."""
@@ -133,7 +139,7 @@ class Database:
         """A block's hash by number."""
         with self._translated():
             row = self._ledger.execute("SELECT hash FROM blocks WHERE number = ?", (number,)).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else self._bytes(row[0])
 
     def blocks(self, first: int, last: int) -> Iterator[BlockRow]:
         """The blocks with these numbers, in order, both ends included."""
@@ -147,7 +153,7 @@ class Database:
         """(number, bloom filter) of these blocks, both ends included."""
         with self._translated():
             query = "SELECT number, bloom FROM blocks WHERE number BETWEEN ? AND ? ORDER BY number"
-            return self._ledger.execute(query, (first, last)).fetchall()
+            return [(number, self._bytes(bloom)) for number, bloom in self._ledger.execute(query, (first, last))]
 
     def transaction(self, digest: Digest) -> tuple[int, int] | None:
         """(block number, position) of a transaction."""
@@ -156,10 +162,16 @@ class Database:
         return None if row is None else (row[0], row[1])
 
     def _block(self, where: str, values: tuple[object, ...]) -> BlockRow | None:
-        query = f"SELECT number, hash, payload, certificate, receipts, bloom FROM blocks {where}"
+        query = f"SELECT number, hash, payload, certificate, receipts, bloom, checksum FROM blocks {where}"
         with self._translated():
             row = self._ledger.execute(query, values).fetchone()
-        return None if row is None else BlockRow(*row)
+        if row is None:
+            return None
+        number, *parts, checksum = row
+        block = BlockRow(number, *(self._bytes(part) for part in parts))
+        if not isinstance(number, int) or checksum != _checksum(block):
+            raise self.damaged(f"block {number} has not the bytes that were written")
+        return block
 
     # --- votes
 
@@ -167,14 +179,16 @@ class Database:
         """Keep what this validator said at a height; on the disk's plate when this returns."""
         with self._translated(votes=True), self._votes:
             self._votes.execute("BEGIN IMMEDIATE")
-            self._votes.execute("INSERT OR REPLACE INTO votes VALUES (?, ?)", (height, record))
+            self._votes.execute("INSERT OR REPLACE INTO votes VALUES (?, ?, ?)", (height, record, sha256(record)))
             if height % 16 == 0:
                 self._votes.execute("DELETE FROM votes WHERE height < ?", (height - VOTES_KEPT,))
 
     def saved_vote(self, height: int) -> bytes | None:
         """What this validator said at a height."""
         with self._translated(votes=True):
-            row = self._votes.execute("SELECT record FROM votes WHERE height = ?", (height,)).fetchone()
+            row = self._votes.execute("SELECT record, checksum FROM votes WHERE height = ?", (height,)).fetchone()
+            if row is not None and (not isinstance(row[0], bytes) or row[1] != sha256(row[0])):
+                raise sqlite3.DatabaseError(f"the vote at height {height} has not the bytes that were written")
         return None if row is None else row[0]
 
     # --- errors
@@ -196,16 +210,9 @@ class Database:
         path = self._votes_path if votes else self._path
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # A damaged schema can make SQLite's own message unreadable.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                if not votes:
-                    raise self.damaged(str(error)) from error
-                raise StorageError(
-                    f"the votes in {path} are damaged ({error}); a node that forgot its votes must not vote again at "
-                    "the same height: wait until the other validators have decided another block, then move "
-                    f"votes.sqlite* out of {self.folder} and start"
-                ) from error
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise ConfigError(f"another program has {path} open and locked; close it and start again") from error
             if code == sqlite3.SQLITE_READONLY:
@@ -215,7 +222,17 @@ class Database:
                     f"the disk would not take or give the bytes of {path} ({error}); make room or mend the disk and "
                     "start again: the ledger is whole up to its last block"
                 ) from error
-            raise StorageError(f"{path} cannot be used: {error}") from error
+            if code == sqlite3.SQLITE_CANTOPEN:
+                raise StorageError(
+                    f"{path} cannot be opened: {error}; make its folder writable for this user"
+                ) from error
+            if votes:
+                raise StorageError(
+                    f"the votes in {path} are damaged ({error}); a node that forgot its votes must not vote again at "
+                    "the same height: wait until the other validators have decided another block, then move "
+                    f"votes.sqlite* out of {self.folder} and start"
+                ) from error
+            raise self.damaged(str(error)) from error
 
 
 def _insert(
@@ -223,13 +240,18 @@ def _insert(
 ) -> None:
     ledger.executemany("INSERT OR IGNORE INTO state VALUES (?, ?)", state.items())
     ledger.execute(
-        "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)",
-        (block.number, block.hash, block.payload, block.certificate, block.receipts, block.bloom),
+        "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (block.number, block.hash, block.payload, block.certificate, block.receipts, block.bloom, _checksum(block)),
     )
     ledger.executemany(
         "INSERT INTO transactions VALUES (?, ?, ?)",
         [(digest, block.number, position) for position, digest in enumerate(transactions)],
     )
+
+
+def _checksum(block: BlockRow) -> Digest:
+    """Over what never changes: a certificate may give way to the one that the next block carries."""
+    return sha256(block.hash + block.bloom + sha256(block.payload) + block.receipts)
 
 
 def _connect(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:

@@ -153,12 +153,13 @@ class Ledger:
             database.begin(_genesis_row(genesis), genesis.execution.changes.writes)
             self._header = genesis.execution.header
         else:
-            self._header = self._check_found(row)
+            self._header = self._decoded(row).header
             self._certificate = row.certificate
         self._validators = self._read_validators(self._header)
         self._deciders = self._validators
-        if self._header.number:
-            self._deciders = self._read_validators(self._block(self._header.number - 1).header)
+        if row is not None and row.number:
+            self._deciders = self._read_validators(self._block(row.number - 1).header)
+            self._check_found(row)
         self._pool = Pool(self._nonce)
 
     @classmethod
@@ -181,7 +182,9 @@ class Ledger:
         """
         database = Database(folder)
         try:
-            found = database.meta("genesis")
+            found, first = database.meta("genesis"), database.block_hash(0)
+            if found != first:
+                raise database.damaged("it does not say which ledger it is")
             if found is not None and found != genesis.hash:
                 raise ConfigError(
                     f"the ledger in {folder} began from block {short(found)}, but swarm.toml gives "
@@ -597,11 +600,12 @@ class Ledger:
             raise self._database.damaged(f"block {row.number} has hash {short(header.hash)}, not {short(row.hash)}")
         return Block(header, raws, receipts, len(data))
 
-    def _check_found(self, row: BlockRow) -> Header:
-        """The head that a file ends with, if it can be built upon."""
-        header = self._decoded(row).header
-        self._read_state(header.state_root)
-        return header
+    def _check_found(self, row: BlockRow) -> None:
+        """The last block's certificate is passed on to the next one: it has to be whole."""
+        try:
+            self._check_certificate(Certificate.decode(row.certificate), self._header, self._deciders)
+        except PeerError as error:
+            raise self._database.damaged(f"the certificate of block {row.number}: {error}") from error
 
     def _read_state(self, digest: Digest) -> bytes:
         data = self._database.state(digest)

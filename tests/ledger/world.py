@@ -11,9 +11,10 @@ from swarm.config import MemberConfig, SwarmConfig
 from swarm.consensus.certificate import Certificate
 from swarm.consensus.messages import commit_digest
 from swarm.consensus.quorum import quorum
-from swarm.encoding import Address, Digest
+from swarm.encoding import Address, Digest, keccak256
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import interface
+from swarm.ledger.block import Transaction, encode_payload
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.ledger import ExecutionCache, Head, Ledger
 
@@ -139,3 +140,16 @@ def grow(ledger: Ledger, blocks: int) -> list[tuple[bytes, Certificate]]:
         ledger.append(payload, seals)
         decided.append((payload, seals))
     return decided
+
+
+def forge(ledger: Ledger, *raws: bytes, timestamp_ms: int | None = None, coinbase: Address | None = None) -> bytes:
+    """A payload whose block is executed faithfully, whatever the ledger's own rules say about what is in it."""
+    parent = b"" if ledger.head.number == 0 else ledger.certificate(ledger.head.number)
+    execution = ledger._evm.execute(
+        ledger.block(ledger.head.number).header,
+        [Transaction.read(raw, CHAIN) for raw in raws],
+        timestamp_ms=now_ms(ledger) if timestamp_ms is None else timestamp_ms,
+        coinbase=ledger.proposers()[0] if coinbase is None else coinbase,
+        parent_beacon_block_root=keccak256(parent),
+    )
+    return encode_payload(execution.block, parent)
