@@ -47,12 +47,13 @@ def plan_of(arguments: argparse.Namespace, seed: int) -> Plan:
 
 def many(plans: Sequence[Plan], jobs: int) -> int:
     """Run all plans and report; the number of failures."""
-    began_s, failures, virtual_s, calm_s, blocks = time.perf_counter(), [], 0.0, 0.0, 0
+    began_s, failures, virtual_s, cpu_s, calm_s, blocks = time.perf_counter(), [], 0.0, 0.0, 0.0, 0
     troubles, lies, replaced, restarts = 0, 0, 0, 0
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         for count, outcome in enumerate(pool.map(run, plans, chunksize=4), 1):
             virtual_s, blocks = virtual_s + outcome.virtual_s, blocks + outcome.blocks
+            cpu_s += outcome.cpu_s
             calm_s = max(calm_s, outcome.calm_s)
             troubles, lies = troubles + outcome.troubles, lies + outcome.wrong_publications
             replaced, restarts = replaced + outcome.replacements, restarts + outcome.restarts
@@ -64,7 +65,8 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
                 print(f"{count} seeds, {len(failures)} failures, {rate:.1f} seeds/s", flush=True)
     real_s = time.perf_counter() - began_s
     print(
-        f"{len(plans)} seeds in {real_s:.1f} s ({len(plans) / real_s:.2f} seeds/s, {jobs} processes): "
+        f"{len(plans)} seeds in {real_s:.1f} s ({len(plans) / real_s:.2f} a second, {len(plans) / cpu_s:.2f} a second of "
+        "CPU): "
         f"{len(failures)} failures; {virtual_s / 3600:.1f} virtual hours, {blocks} blocks, "
         f"{troubles} crashes and partitions, {lies} wrong checkpoints published, {replaced} leaders replaced, "
         f"{restarts} rounds restarted; "

@@ -10,6 +10,7 @@ import asyncio
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,7 @@ class Outcome:
     failure: str
     """Which rule was broken; empty if none was."""
     virtual_s: float
+    cpu_s: float
     calm_s: float
     """How long the run went on after the troubles were over."""
     blocks: int
@@ -118,6 +120,7 @@ class World:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = loop.create_future()
         self._calm_s = 0.0
+        self._began_s = time.process_time()
         network = MemoryNetwork(notice_s=5.0)
         keys, config, genesis = _founded(plan.members)
         executions, skews = ExecutionCache(), plan.rng("skew")
@@ -165,6 +168,7 @@ class World:
             lines=tuple(self.story.lines),
             failure=failure,
             virtual_s=self._loop.time(),
+            cpu_s=time.process_time() - self._began_s,
             calm_s=self._calm_s,
             blocks=observer.height,
             events=self.story.events,
