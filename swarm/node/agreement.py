@@ -116,6 +116,8 @@ class Agreement:
     @property
     def caught_up(self) -> bool:
         """Whether this node knows of no later block: false after a start until members in reach told their height."""
+        if self._consensus is not None and self._consensus.deadline_s is not None:
+            return False  # one is being decided; after a power cut that may be one that was decided before
         heard = [height for member, height in self._heights.items() if member in self._transport.connected()]
         if len(heard) < len(self._transport.connected()) or not (heard or self.ledger.validators() == (self._me,)):
             return False
