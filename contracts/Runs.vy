@@ -549,7 +549,9 @@ def _consent(id: uint256, member: address):
     self.approvers[id].append(msg.sender)
     self.consents[id][msg.sender].approved = True
     # Whoever consents before the first update is waited for, also after a quorum has opened the run.
-    early: bool = head.state == OPEN and head.round == 0 and head.view == 0 and head.phase == SUBMIT and head.deadline == 0
+    early: bool = (
+        head.state == OPEN and head.round == 0 and head.view == 0 and head.phase == SUBMIT and head.deadline == 0
+    )
     self.consents[id][msg.sender].awaited = head.state == PROPOSED or early
     log RunApproved(run=id, member=member, operator=msg.sender)
     if early:

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ EVM_VERSION = "cancun"
 """What each source asks for in its pragma; written down for those who compile again."""
 
 
+@cache
 def compile_source(name: str, source: str) -> dict[str, Any]:
     """The artifact of a contract's source text."""
     output = compile_code(source, output_formats=["abi", "bytecode", "layout"])

@@ -48,8 +48,7 @@ class RoundView:
 
     def __init__(self, answer: Sequence[Any]) -> None:
         for name, value in zip(FIELDS, answer, strict=True):
-            setattr(self, name, value)
-        self.submissions = tuple(Submission(*submission) for submission in self.submissions)
+            setattr(self, name, tuple(Submission(*one) for one in value) if name == "submissions" else value)
 
     @property
     def submitters(self) -> tuple[Address, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from swarm.encoding import ZERO_ADDRESS, Address
 from swarm.errors import RejectedError
 from swarm.ledger.abi import interface
+from swarm.ledger.artifact import Artifact
 from swarm.ledger.genesis import CONSORTIUM
 from tests.contracts.chain import Chain, address, founder, node, operator
 
@@ -105,20 +107,21 @@ def test_only_operators_of_members_propose_and_approve() -> None:
     chain = consortium(4)
     proposal = nominate(chain, 9)
     for stranger in (node(1), operator(9), address("nobody")):
-        for call in (
-            ("nominate", node(8), operator(8), "x", "", PRINT, False),
-            ("proposeRemoval", node(1)),
-            ("proposeValidator", node(1), False),
-            ("approve", proposal),
-            ("rotateKey", address("new"), "", PRINT),
-        ):
+        calls: tuple[tuple[str, tuple[object, ...]], ...] = (
+            ("nominate", (node(8), operator(8), "x", "", PRINT, False)),
+            ("proposeRemoval", (node(1),)),
+            ("proposeValidator", (node(1), False)),
+            ("approve", (proposal,)),
+            ("rotateKey", (address("new"), "", PRINT)),
+        )
+        for function, arguments in calls:
             with pytest.raises(RejectedError, match="only the operator of a member may do this"):
-                chain.send(stranger, CONSORTIUM, *call)
+                chain.send(stranger, CONSORTIUM, function, *arguments)
 
 
 def test_what_cannot_be_proposed_is_refused_with_the_reason() -> None:
     chain = consortium(4, validators=3)
-    for call, reason in [
+    calls: list[tuple[tuple[Any, ...], str]] = [
         (("nominate", node(1), operator(9), "x", "", PRINT, False), "the address already is a member"),
         (("nominate", node(9), operator(1), "x", "", PRINT, False), "the operator already has a member"),
         (("nominate", node(9), operator(9), "site 1", "", PRINT, False), "another member has this name"),
@@ -129,7 +132,8 @@ def test_what_cannot_be_proposed_is_refused_with_the_reason() -> None:
         (("proposeValidator", node(3), False), "the member already is what is proposed"),
         (("approve", 1), "there is no such proposal"),
         (("approve", 0), "there is no such proposal"),
-    ]:
+    ]
+    for call, reason in calls:
         with pytest.raises(RejectedError, match=reason):
             chain.send(operator(0), CONSORTIUM, *call)
 
@@ -316,18 +320,22 @@ def test_whatever_operators_do_the_members_agree_with_themselves() -> None:
     """Random calls, and after each: no member twice, both directories agree, validators stand and are never gone."""
     happened: set[str] = set()
     for seed in range(4):
-        happened |= _random_calls(seed)
+        happened |= play(seed)
     assert set(interface("Consortium").topics) - happened == set(), "the random calls do not reach everything"
 
 
-def _random_calls(seed: int) -> set[str]:
+def play(seed: int, *, artifact: Artifact | None = None) -> set[str]:
+    """Operators do what comes to their mind; the names of what happened."""
     chance = random.Random(seed)
-    chain = consortium(6, validators=6 if seed % 2 else 2)
+    validators_count = 6 if seed % 2 else 1
+    chain = Chain([founder(i, validator=i < validators_count) for i in range(6)], consortium=artifact)
     keys = [node(i) for i in range(10)] + [address(f"spare {i}") for i in range(6)]
+    everybody = keys + [operator(i) for i in range(10)]
     refusals: set[str] = set()
+    votes: dict[int, set[Address]] = {}
     for _ in range(130):
         sitting = [record[0] for _, record in chain.ask(CONSORTIUM, "roster")]
-        sender = chance.choice(sitting if chance.random() < 0.9 else keys)
+        sender = chance.choice(sitting if chance.random() < 0.85 else everybody)
         other = chance.randrange(10)
         count = chain.ask(CONSORTIUM, "proposals")
         call: tuple[object, ...] = chance.choice(
@@ -341,10 +349,18 @@ def _random_calls(seed: int) -> set[str]:
                 *[("approve", chance.randint(max(count - 1, 1), count + 1))] * 12,
             ]
         )
+        events: list[tuple[str, dict[str, Any]]] = []
         try:
-            chain.send(sender, CONSORTIUM, str(call[0]), *call[1:])
+            events = chain.send(sender, CONSORTIUM, str(call[0]), *call[1:])
         except RejectedError as error:
             refusals.add(str(error))
+        for name, args in events:
+            if name == "Approved":
+                assert sender in sitting, f"seed {seed}: a stranger votes"
+                votes.setdefault(args["proposal"], set()).add(sender)
+            elif name in ("Admitted", "Removed", "ValidatorChanged"):
+                count = len(votes[events[-2][1]["proposal"]] & set(sitting))
+                assert 3 * count >= 2 * len(sitting), f"seed {seed}: decided without a quorum"
         roster = dict(chain.ask(CONSORTIUM, "roster"))
         assert list(roster) == members(chain), f"seed {seed}"
         assert len({record[0] for record in roster.values()}) == len(roster) >= 1, f"seed {seed}"

@@ -14,12 +14,12 @@ from tests.contracts.rounds import ATTEST_MS, GENESIS, MERGE_MS, SUBMIT_MS, WEIG
 SILENT, UNATTESTED, REFUSED, INPUTS_CHANGED = 1, 2, 3, 4
 
 
-def merging(members: int = 4, **settings: int) -> Rounds:
+def merging(members: int = 4, *, rounds: int = 3, submissions_min: int = 2) -> Rounds:
     """A run whose first round waits for its leader."""
-    rounds = Rounds(members, **settings).open()
-    rounds.submit(*range(members))
-    assert rounds.state().phase == Phase.MERGE
-    return rounds
+    run = Rounds(members, rounds=rounds, submissions_min=submissions_min).open()
+    run.submit(*range(members))
+    assert run.state().phase == Phase.MERGE
+    return run
 
 
 # --- submit

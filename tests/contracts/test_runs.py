@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from eth_abi.abi import encode
 
-from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, keccak256
+from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, Address, keccak256
 from swarm.errors import RejectedError
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from swarm.rounds import Phase, RunState
@@ -236,9 +236,19 @@ def test_a_quorum_of_operators_stops_a_run() -> None:
     ):
         with pytest.raises(RejectedError, match="the run is over"):
             rounds.send(sender, *call)
-    for call in (("submit", 1, 0, digest("x"), 1, b""), ("advance", 1, 0, 0), ("join", 1, True)):
+    refused_by_the_open(rounds, node(3))
+
+
+def refused_by_the_open(rounds: Rounds, member: Address) -> None:
+    round = rounds.state().round
+    calls: tuple[tuple[str, tuple[object, ...]], ...] = (
+        ("submit", (1, round, digest("x"), 1, b"")),
+        ("advance", (1, round, 0)),
+        ("join", (1, True)),
+    )
+    for function, arguments in calls:
         with pytest.raises(RejectedError, match="the run is not open"):
-            rounds.send(node(3), *call)
+            rounds.send(member, function, *arguments)
 
 
 def test_only_operators_that_consented_vote_to_stop() -> None:
@@ -279,9 +289,7 @@ def test_a_run_finishes_after_its_last_round_with_its_result() -> None:
     state = rounds.state()
     assert (state.state, state.round, state.base) == (RunState.FINISHED, 2, digest("checkpoint", 1))
     assert rounds.chain.ask(RUNS, "run", 1)[10:] == (RunState.FINISHED, 2, digest("checkpoint", 1))
-    for call in (("submit", 1, 2, digest("x"), 1, b""), ("join", 1, True), ("advance", 1, 2, 0)):
-        with pytest.raises(RejectedError, match="the run is not open"):
-            rounds.send(node(0), *call)
+    refused_by_the_open(rounds, node(0))
     with pytest.raises(RejectedError, match="the run is over"):
         rounds.send(operator(0), "withdraw", 1)
 
