@@ -65,8 +65,8 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
                 print(f"{count} seeds, {len(failures)} failures, {rate:.1f} seeds/s", flush=True)
     real_s = time.perf_counter() - began_s
     print(
-        f"{len(plans)} seeds in {real_s:.1f} s ({len(plans) / real_s:.2f} a second, {len(plans) / cpu_s:.2f} a second of "
-        "CPU): "
+        f"{len(plans)} seeds in {real_s:.1f} s ({len(plans) / real_s:.2f} a second, "
+        f"{len(plans) / cpu_s:.2f} a second of CPU): "
         f"{len(failures)} failures; {virtual_s / 3600:.1f} virtual hours, {blocks} blocks, "
         f"{troubles} crashes and partitions, {lies} wrong checkpoints published, {replaced} leaders replaced, "
         f"{restarts} rounds restarted; "
