@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 
 from sim.logs import show_logs
-from sim.plan import LIARS, MISTAKES, Plan, draw
+from sim.plan import LIARS, MISTAKES, Plan, draw, option
 from sim.world import Outcome, run
 
 
@@ -31,9 +31,13 @@ def parser() -> argparse.ArgumentParser:
             continue
         kind = type(field.default)
         choices = {"liar": LIARS, "mistake": MISTAKES}.get(field.name)
-        option = "--" + field.name.removesuffix("_s").replace("_", "-")
         parser.add_argument(
-            option, dest=field.name, type=kind, choices=choices, help=f"default {field.default!r}", default=None
+            option(field.name),
+            dest=field.name,
+            type=kind,
+            choices=choices,
+            help=f"default {field.default!r}",
+            default=None,
         )
     return parser
 

@@ -86,8 +86,13 @@ class Plan:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "seed" and value != field.default:
-                words.append(f"--{field.name.replace('_', '-')} {value}")
+                words.append(f"{option(field.name)} {value}")
         return " ".join(words)
+
+
+def option(field: str) -> str:
+    """A field of a plan as the command line's option."""
+    return "--" + field.removesuffix("_s").replace("_", "-")
 
 
 def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Plan:
