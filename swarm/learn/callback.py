@@ -107,9 +107,9 @@ class SwarmCallback:
         """
         if samples < 1:
             raise ValueError(f"a batch of {samples} samples; at least one is trained on")
+        self._batches += 1
         if self.finished:
             return False
-        self._batches += 1
         self._samples += samples
         if loss is not None and math.isfinite(loss):
             self._loss += float(loss) * samples

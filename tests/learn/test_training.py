@@ -20,8 +20,8 @@ from torch import nn
 from swarm import SwarmCallback, sum_over_members
 from swarm.config import load_site
 from swarm.errors import ConfigError
-from swarm.learn import save_model
 from swarm.learn.attach import Node
+from tests.learn.runs import Operators
 from tests.node.hospitals import Hospitals
 
 NAMES = ["north", "east", "south", "west"]
@@ -32,20 +32,14 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
     with Hospitals(tmp_path_factory.mktemp("learn"), NAMES) as found:
         for name in NAMES:
             found.start(name)
+        for name in NAMES:
+            found.ask(name, "swarm_status")
         yield found
 
 
-def open_run(hospitals: Hospitals, name: str, model: Any, by: list[str] | None = None, **policy: Any) -> None:
-    """Propose a run that starts from `model`, and let the operators of `by` approve it."""
-    genesis, file = (hospitals.folder / f"{name}.{kind}" for kind in ("safetensors", "toml"))
-    save_model(model, genesis)
-    settings = {"rounds": 3, "sync_interval": 2, "submit_s": 20.0, "submissions_min": 2} | policy
-    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in ({"name": name} | settings).items()]
-    file.write_text("[run]\n" + "\n".join(lines) + "\n")
-    by = by or NAMES
-    hospitals.swarm("run", "propose", str(hospitals.sites[by[0]]), str(file), "--model", str(genesis))
-    for other in by[1:]:
-        hospitals.swarm("run", "approve", str(hospitals.sites[other]), name)
+@pytest.fixture(scope="module")
+def operators(hospitals: Hospitals) -> Operators:
+    return Operators(hospitals)
 
 
 def everywhere(work: Callable[[str], Any], names: list[str] = NAMES, timeout_s: float = 60.0) -> dict[str, Any]:
@@ -73,7 +67,7 @@ def everywhere(work: Callable[[str], Any], names: list[str] = NAMES, timeout_s: 
 def shift(model: nn.Linear, by: float) -> None:
     """Training of the simplest kind: the change of the parameters is known."""
     with torch.no_grad():
-        model.weight += by
+        model.weight.add_(by)
 
 
 class Counter(nn.Module):
@@ -86,10 +80,12 @@ class Counter(nn.Module):
         self.register_buffer("batches", torch.tensor(0))
 
 
-def test_sites_end_with_the_mean_of_their_changes_weighted_by_samples(hospitals: Hospitals) -> None:
+def test_sites_end_with_the_mean_of_their_changes_weighted_by_samples(
+    hospitals: Hospitals, operators: Operators
+) -> None:
     changes = {"north": (1.0, 10), "east": (2.0, 20), "south": (4.0, 30), "west": (-8.0, 40)}
     expected = 3 * sum(2 * by * n for by, n in changes.values()) / sum(n for _, n in changes.values())
-    open_run(hospitals, "mean", nn.Linear(2, 1), range=100.0)
+    operators.open_run("mean", nn.Linear(2, 1), range=100.0, by=NAMES)
 
     def work(name: str) -> tuple[nn.Linear, str, list[int]]:
         model, seen = nn.Linear(2, 1), []
@@ -112,11 +108,13 @@ def test_sites_end_with_the_mean_of_their_changes_weighted_by_samples(hospitals:
         assert torch.equal(model.weight, results["north"][0].weight)
 
 
-def test_a_sum_is_the_same_bits_at_every_site_and_a_late_site_gets_it_too(hospitals: Hospitals) -> None:
+def test_a_sum_is_the_same_bits_at_every_site_and_a_late_site_gets_it_too(
+    hospitals: Hospitals, operators: Operators
+) -> None:
     parts = {name: np.random.default_rng(i).normal(0, 1e3, 5) for i, name in enumerate(NAMES)}
-    open_run(
-        hospitals, "sum", {"total": np.zeros(5), "count": np.zeros(1)},
-        rounds=1, merge="sum", weights="equal", range=1e6, submissions_min=3, submit_s=2.0,
+    operators.open_run(
+        "sum", {"total": np.zeros(5), "count": np.zeros(1)}, by=NAMES,
+        rounds=1, merge="sum", weights="equal", range=1e5, submissions_min=3, submit_s=2.0,
     )  # fmt: skip
 
     def work(name: str) -> dict[str, torch.Tensor]:
@@ -130,8 +128,10 @@ def test_a_sum_is_the_same_bits_at_every_site_and_a_late_site_gets_it_too(hospit
         assert found["count"] == 3
 
 
-def test_whole_numbers_and_values_beyond_the_range_are_refused_by_a_sum(hospitals: Hospitals) -> None:
-    open_run(hospitals, "small", {"a": np.zeros(1)}, rounds=1, merge="sum", weights="equal", range=10.0)
+def test_whole_numbers_and_values_beyond_the_range_are_refused_by_a_sum(
+    hospitals: Hospitals, operators: Operators
+) -> None:
+    operators.open_run("small", {"a": np.zeros(1)}, rounds=1, merge="sum", weights="equal", range=10.0, by=NAMES)
     site = hospitals.sites["north"]
     with pytest.raises(ValueError, match="a: whole numbers are not added"):
         sum_over_members(site, {"a": np.zeros(1, np.int64)}, run="small")
@@ -141,8 +141,10 @@ def test_whole_numbers_and_values_beyond_the_range_are_refused_by_a_sum(hospital
         sum_over_members(site, {"b": np.zeros(1)}, run="small")
 
 
-def test_a_model_or_run_that_does_not_fit_is_refused_with_the_way_out(hospitals: Hospitals) -> None:
-    open_run(hospitals, "fit", nn.Linear(2, 1), by=NAMES[:3])
+def test_a_model_or_run_that_does_not_fit_is_refused_with_the_way_out(
+    hospitals: Hospitals, operators: Operators
+) -> None:
+    operators.open_run("fit", nn.Linear(2, 1), by=NAMES[:3])
     with (
         pytest.raises(ConfigError, match=r"weight is F32\[1, 3\] where F32\[1, 2\] belongs"),
         SwarmCallback(nn.Linear(3, 1), hospitals.sites["north"], run="fit"),
@@ -160,16 +162,18 @@ def test_a_model_or_run_that_does_not_fit_is_refused_with_the_way_out(hospitals:
         pass
 
 
-def test_a_diverged_site_is_refused_and_goes_on_from_the_last_checkpoint(hospitals: Hospitals) -> None:
-    open_run(hospitals, "diverged", Counter(), by=NAMES[:3], rounds=2, sync_interval=1)
+def test_a_diverged_site_is_refused_and_goes_on_from_the_last_checkpoint(
+    hospitals: Hospitals, operators: Operators
+) -> None:
+    operators.open_run("diverged", Counter(), by=NAMES[:3], rounds=2, sync_interval=1)
 
     def work(name: str) -> int:
         model, refused = Counter(), 0
         with SwarmCallback(model, hospitals.sites[name], run="diverged") as swarm:
             while not swarm.finished:
                 with torch.no_grad():
-                    model.weight += 1
-                    model.batches += 5
+                    model.weight.add_(1)
+                    model.batches.add_(5)
                     if name == "north" and swarm.round == 1 and not refused:
                         model.weight[1] = float("nan")
                 if model.weight.isfinite().all():
@@ -186,24 +190,24 @@ def test_a_diverged_site_is_refused_and_goes_on_from_the_last_checkpoint(hospita
     assert everywhere(work, NAMES[:3]) == {"north": 1, "east": 0, "south": 0}
 
 
-def test_batches_after_the_last_round_are_not_left_in_the_model(hospitals: Hospitals) -> None:
-    open_run(hospitals, "ended", nn.Linear(1, 1), by=NAMES[:3], rounds=1, sync_interval=1)
+def test_batches_after_the_last_round_are_not_left_in_the_model(hospitals: Hospitals, operators: Operators) -> None:
+    operators.open_run("ended", nn.Linear(1, 1), by=NAMES[:3], rounds=1, sync_interval=1)
 
     def work(name: str) -> float:
         model = nn.Linear(1, 1)
         with SwarmCallback(model, hospitals.sites[name], run="ended") as swarm:
-            start = float(model.weight)
+            start = model.weight.item()
             for _ in range(4):
                 shift(model, 1.0)
                 swarm.on_batch_end(samples=1)
-        return float(model.weight) - start
+        return model.weight.item() - start
 
     assert everywhere(work, NAMES[:3]) == pytest.approx(dict.fromkeys(NAMES[:3], 1.0))
 
 
 @pytest.mark.slow
-def test_training_goes_on_when_its_node_is_killed_and_started_again(hospitals: Hospitals) -> None:
-    open_run(hospitals, "killed", nn.Linear(1, 1), by=NAMES, rounds=8, sync_interval=1, submit_s=3.0)
+def test_training_goes_on_when_its_node_is_killed_and_started_again(hospitals: Hospitals, operators: Operators) -> None:
+    operators.open_run("killed", nn.Linear(1, 1), by=NAMES, rounds=8, sync_interval=1, submit_s=3.0)
     rounds: dict[str, list[int]] = {name: [] for name in NAMES}
 
     def work(name: str) -> str:
@@ -231,8 +235,8 @@ def test_training_goes_on_when_its_node_is_killed_and_started_again(hospitals: H
 
 
 @pytest.mark.slow
-def test_a_site_that_was_too_late_adopts_the_others_checkpoint(hospitals: Hospitals) -> None:
-    open_run(hospitals, "late", nn.Linear(1, 1), by=NAMES, rounds=5, sync_interval=1, submit_s=1.5)
+def test_a_site_that_was_too_late_adopts_the_others_checkpoint(hospitals: Hospitals, operators: Operators) -> None:
+    operators.open_run("late", nn.Linear(1, 1), by=NAMES, rounds=5, sync_interval=1, submit_s=1.5)
 
     def work(name: str) -> tuple[str, list[int]]:
         model, seen = nn.Linear(1, 1), []
@@ -263,9 +267,11 @@ with SwarmCallback(nn.Linear(1, 1), sys.argv[1], run=sys.argv[2]) as swarm:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["ends", "is killed"])
-def test_a_node_that_training_started_ends_when_training(hospitals: Hospitals, killed: bool) -> None:
+def test_a_node_that_training_started_ends_when_training(
+    hospitals: Hospitals, operators: Operators, killed: bool
+) -> None:
     run = f"lonely-{killed}"
-    open_run(hospitals, run, nn.Linear(1, 1), by=NAMES)
+    operators.open_run(run, nn.Linear(1, 1), by=NAMES)
     site = load_site(hospitals.sites["east"])
     hospitals.processes["east"].send_signal(signal.SIGTERM)
     hospitals.processes["east"].wait(20)

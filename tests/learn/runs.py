@@ -1,0 +1,46 @@
+"""Runs for tests, proposed and approved in this process: the command line would unlock a key for every word."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from swarm.cli.ledger import contracts_of
+from swarm.cli.run import hand_over
+from swarm.config import SiteConfig, load_policy, load_site
+from swarm.identity import Identity
+from swarm.learn import save_model
+from tests.node.hospitals import Hospitals
+
+
+class Operators:
+    """The persons who vote for the hospitals, with their keys unlocked."""
+
+    def __init__(self, hospitals: Hospitals) -> None:
+        self._folder = hospitals.folder
+        self._sites: dict[str, SiteConfig] = {name: load_site(path) for name, path in hospitals.sites.items()}
+        self._keys: dict[str, Identity] = {name: site.operator() for name, site in self._sites.items()}
+
+    def open_run(self, name: str, model: Any, by: list[str], **policy: Any) -> None:
+        """Propose a run that starts from `model`, and let the operators `by` approve it."""
+        settings = {"rounds": 3, "sync_interval": 2, "submit_s": 20.0, "weight_max": 1000} | policy
+        lines = [f"{key} = {value!r}".replace("'", '"') for key, value in ({"name": name} | settings).items()]
+        file = self._folder / f"{name}.toml"
+        file.write_text("[run]\n" + "\n".join(lines) + "\n")
+        save_model(model, self._folder / f"{name}.safetensors")
+        self.propose(file, self._folder / f"{name}.safetensors", by)
+
+    def propose(self, policy: Path, model: Path, by: list[str]) -> None:
+        """Propose what is in two files, and let the operators `by` approve it."""
+        asyncio.run(self._propose(policy, model, by))
+
+    async def _propose(self, policy: Path, model: Path, by: list[str]) -> None:
+        agreed = load_policy(policy)
+        async with contracts_of(self._sites[by[0]]) as contracts:
+            genesis = await hand_over(self._sites[by[0]], agreed, model)
+            call = contracts.propose(agreed, genesis)
+            receipt = await contracts.transact(self._keys[by[0]], call, timeout_s=30)
+            run = int(receipt.first("RunProposed").args["run"])
+            for name in by[1:]:
+                await contracts.transact(self._keys[name], contracts.approve(run), timeout_s=30)
