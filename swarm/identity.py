@@ -103,9 +103,15 @@ def checksum(address: Address) -> str:
     return str(to_checksum_address(address))
 
 
-def save_keystore(identity: Identity, path: Path, password: str) -> None:
+SCRYPT_N = 1 << 18
+"""The keystore's usual work: about a second and 256 MiB a guess, for a password that a person made up."""
+SCRYPT_N_RANDOM = 1 << 12
+"""For a password of 128 random bits or more, which nobody guesses however quick a guess is."""
+
+
+def save_keystore(identity: Identity, path: Path, password: str, *, scrypt_n: int = SCRYPT_N) -> None:
     """Write an Ethereum keystore v3 file (scrypt, AES-128-CTR), readable by its owner only."""
-    document = Account.encrypt(identity.secret, password)
+    document = Account.encrypt(identity.secret, password, kdf="scrypt", iterations=scrypt_n)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

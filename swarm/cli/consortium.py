@@ -20,7 +20,7 @@ from pathlib import Path
 
 from swarm.config import MEMBERS_MAX, MemberConfig, load_site, load_swarm
 from swarm.errors import ConfigError, StorageError
-from swarm.identity import Identity, checksum, save_keystore
+from swarm.identity import SCRYPT_N_RANDOM, Identity, checksum, save_keystore
 
 BASE_PORT = 4101
 PORT_MAX = 65535
@@ -122,7 +122,7 @@ def write_consortium(
         folder: absent or empty.
         chain_id: a random one unless given.
         example: a folder with a training program, copied beside the settings.
-        progress: told how many of how many keys are written; a key takes about a second (scrypt).
+        progress: told how many of how many keys are written.
     Raises:
         ConfigError: the folder is not empty, or the settings cannot work together.
         StorageError: the disk does not take it.
@@ -177,7 +177,7 @@ def write_keys(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     wanted = [(name, pair.node) for name, pair in keys.items()]
     wanted += [(f"{name}-operator", pair.operator) for name, pair in keys.items()]
-    # scrypt releases the interpreter lock, so threads use every core; each takes 256 MiB meanwhile.
+    # scrypt releases the interpreter lock, so threads use every core.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         work = [pool.submit(_write_key, folder, stem, identity) for stem, identity in wanted]
         for done, each in enumerate(as_completed(work), 1):
@@ -190,7 +190,7 @@ def _write_key(folder: Path, stem: str, identity: Identity) -> None:
     descriptor = os.open(folder / f"{stem}.password", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(password + "\n")
-    save_keystore(identity, folder / f"{stem}.json", password)
+    save_keystore(identity, folder / f"{stem}.json", password, scrypt_n=SCRYPT_N_RANDOM)
 
 
 def member_table(place: Place, keys: Keys) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import signal
 import subprocess
 import sys
@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 
 from swarm.cli.consortium import places_of, write_consortium
-from swarm.config import load_site
+from swarm.cli.ledger import contracts_of, operate
+from swarm.cli.run import hand_over
+from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.learn.attach import Node
+from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
 
 PARAMETERS = 1_000
@@ -58,6 +61,13 @@ class Hospitals:
         self.processes[name].send_signal(signal.SIGKILL)
         self.processes[name].wait(10)
 
+    def stop(self) -> None:
+        """SIGTERM to all: a clean end."""
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for name, process in self.processes.items():
+            assert process.wait(20) == 0, f"{name} did not stop cleanly\n{self._tails()}"
+
     def log(self, name: str) -> str:
         """What a node printed."""
         return (self.folder / f"{name}.log").read_text()
@@ -78,6 +88,8 @@ class Hospitals:
     def open_run(self, *, rounds: int, submit_s: float = 4.0, merge_s: float = 2.0, attest_s: float = 2.0) -> None:
         """Propose a run called `test` and let every operator approve it."""
         names = list(self.sites)
+        for name in names:
+            self.ask(name, "swarm_status")
         genesis = self.folder / "genesis.safetensors"
         write_file(genesis, SCHEMA, {"weight": np.zeros(PARAMETERS, np.float32)})
         policy = self.folder / "policy.toml"
@@ -85,9 +97,21 @@ class Hospitals:
             f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = 2\n'
             f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
         )
-        self.swarm("run", "propose", str(self.sites[names[0]]), str(policy), "--model", str(genesis))
-        for name in names[1:]:
-            self.swarm("run", "approve", str(self.sites[name]), "test")
+        asyncio.run(self._consent(load_policy(policy), genesis))
+
+    async def _consent(self, policy: Policy, genesis: Path) -> None:
+        """What `swarm run propose` and `swarm run approve` do, in one process."""
+        first, *others = (load_site(site) for site in self.sites.values())
+        digest = await hand_over(first, policy, genesis)
+        async with contracts_of(first) as contracts:
+            receipt = await operate(first, contracts, contracts.propose(policy, digest))
+        run = int(receipt.first("RunProposed").args["run"])
+
+        async def approve(site: SiteConfig) -> None:
+            async with contracts_of(site) as contracts:
+                await operate(site, contracts, contracts.approve(run))
+
+        await asyncio.gather(*(approve(site) for site in others))
 
     def train(self, name: str, *, pause_s: float = 0.05) -> None:
         """Training in a thread, until the run ends: it survives its node's restarts as a training process does."""
@@ -106,19 +130,15 @@ class Hospitals:
         rng = np.random.default_rng(sum(name.encode()))
         trail = self.trails.setdefault(name, [])
         with Node(load_site(self.sites[name]), patience_s=60) as node:
-            node.on_return = lambda: None
-            here = node.call("swarm_attach", run="test")
-            while not here["finished"]:
+            seat = Seat(node, "test")
+            place = seat.take()
+            while not place.finished:
                 time.sleep(pause_s)
-                sent = here["round"]
-                path = self.folder / f"update-{name}-{sent}.safetensors"
-                values = rng.normal(0, 1e-2, PARAMETERS).astype(np.float32)
-                write_file(path, SCHEMA, {"weight": values})
-                metrics = {"loss": 1.0 / (1 + sent)}
-                node.call("swarm_submit", run=here["id"], round=sent, path=os.fspath(path), weight=100, metrics=metrics)
-                here |= node.call("swarm_wait", run=here["id"], round=sent)
-                trail.append((time.monotonic(), here["round"]))
-            self.finals[name] = here["checkpoint"]
+                with seat.update_file() as path:
+                    write_file(path, SCHEMA, {"weight": rng.normal(0, 1e-2, PARAMETERS).astype(np.float32)})
+                    place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0 / (1 + place.round)})
+                trail.append((time.monotonic(), place.round))
+            self.finals[name] = place.checkpoint
 
     def join(self, timeout_s: float = 60.0) -> None:
         """Wait until training ended everywhere, and raise what it raised."""

@@ -64,13 +64,11 @@ class DiesAfterPublish(_Dying):
 
 
 class DiesDuringAttest(_Dying):
-    """Dies when the first other member attested its publication."""
+    """Dies a moment after its publication is decided: the others' attestations are under way."""
 
     def _start_duties(self) -> None:
-        for effort in self.efforts.values():
-            state = effort.state
-            if self.leads_the_last() and state is not None and state.phase is Phase.ATTEST and len(state.attested) > 1:
-                _die()
+        if self.leads_the_last() and any(e.state and e.state.phase is Phase.ATTEST for e in self.efforts.values()):
+            asyncio.get_running_loop().call_later(0.02, _die)
         super()._start_duties()
 
 

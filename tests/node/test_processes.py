@@ -35,13 +35,13 @@ def test_four_nodes_train_one_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["DiesAfterSubmit", "DiesDuringFetch", "DiesAfterPublish", "DiesDuringAttest"])
 def test_a_leader_that_dies_costs_under_ten_seconds_and_no_submission(tmp_path: Path, kind: str) -> None:
-    rounds = DIE_IN_ROUND + 4
+    rounds = DIE_IN_ROUND + 12
     with Hospitals(tmp_path, NAMES) as hospitals:
         for name in NAMES:
             hospitals.start(name, kind=kind)
         hospitals.open_run(rounds=rounds)
         for name in NAMES:
-            hospitals.train(name, pause_s=0.3)
+            hospitals.train(name, pause_s=0.2)
 
         def dead() -> list[str]:
             return [name for name in NAMES if hospitals.processes[name].poll() is not None]
