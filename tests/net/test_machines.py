@@ -398,7 +398,7 @@ def tls_client(certificate: str | None, key: str | None, tmp_path_factory: pytes
         path = tmp_path_factory.mktemp("keys") / "tls.pem"
         path.write_text(key + certificate)
         context.load_cert_chain(path)
-    return TlsChannel(context, True, memoryview(bytearray(256 << 10)))
+    return TlsChannel(context, True)
 
 
 def forged(extension: bytes | None) -> tuple[str, str]:

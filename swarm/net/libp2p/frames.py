@@ -18,6 +18,7 @@ PROTOCOL = "/swarm/frames/1.0.0"
 
 _HEAD = struct.Struct("!BBI")
 _NAME_MAX = 64
+_SMALL_BYTES = 4 << 10
 
 
 class Kind(IntEnum):
@@ -51,57 +52,73 @@ class Reader:
     """Cuts what arrives on one stream into frames; holds at most one unfinished frame."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._have = 0
-        self._need = _HEAD.size
+        self._head = bytearray()
+        self._kind = Kind.MESSAGE
+        self._name_size = 0
+        self._left = 0
+        """Bytes of name and payload still to come."""
+        self._parts: list[bytes | memoryview] = []
+        self._small = bytearray()
         self._names: dict[bytes, str] = {}
 
     def receive(self, data: memoryview) -> Iterator[Frame]:
-        """The frames that are whole now.
+        """The frames that are whole now. Views of `data` are kept for the others: nothing may be written into it.
 
         Raises:
             PeerError: an unknown kind, a name that is no text, or a frame longer than a message may be.
         """
         position, size = 0, len(data)
         while position < size:
-            if not self._have and size - position >= _HEAD.size:
-                kind, name_size, payload_size = self._read_head(data, position)
-                end = position + _HEAD.size + name_size + payload_size
-                if end <= size:
-                    start = position + _HEAD.size
-                    yield self._frame(
-                        kind, bytes(data[start : start + name_size]), bytes(data[start + name_size : end])
-                    )
+            if not self._left:
+                if not self._head and size - position >= _HEAD.size:
+                    self._read_head(data, position)
+                    position += _HEAD.size
+                else:
+                    taken = min(_HEAD.size - len(self._head), size - position)
+                    self._head += data[position : position + taken]
+                    position += taken
+                    if len(self._head) < _HEAD.size:
+                        return
+                    self._read_head(self._head, 0)
+                    self._head.clear()
+                if size - position >= self._left:
+                    end = position + self._left
+                    self._left = 0
+                    yield self._frame(data[position:end])
                     position = end
-                    continue
-                self._need = end - position
-            taken = min(self._need - self._have, size - position)
-            self._parts.append(bytes(data[position : position + taken]))
-            self._have += taken
-            position += taken
-            if self._have < self._need:
-                return
-            whole = b"".join(self._parts) if len(self._parts) > 1 else self._parts[0]
-            kind, name_size, payload_size = self._read_head(whole, 0)
-            self._need = _HEAD.size + name_size + payload_size
-            if self._have < self._need:
-                self._parts = [whole]
                 continue
-            start = _HEAD.size
-            yield self._frame(kind, whole[start : start + name_size], whole[start + name_size :])
-            self._parts = []
-            self._have = 0
-            self._need = _HEAD.size
+            taken = min(self._left, size - position)
+            self._keep(data[position : position + taken])
+            position += taken
+            self._left -= taken
+            if not self._left:
+                whole = b"".join((*self._parts, self._small))
+                self._parts.clear()
+                self._small.clear()
+                yield self._frame(whole)
 
-    def _read_head(self, data: bytes | memoryview, position: int) -> tuple[Kind, int, int]:
+    def _keep(self, part: memoryview) -> None:
+        """A view costs more than few bytes do, so small parts are gathered first."""
+        if len(part) < _SMALL_BYTES:
+            self._small += part
+            return
+        if self._small:
+            self._parts.append(bytes(self._small))
+            self._small.clear()
+        self._parts.append(part)
+
+    def _read_head(self, data: bytearray | memoryview, position: int) -> None:
         kind, name_size, payload_size = _HEAD.unpack_from(data, position)
         if kind > Kind.DECLINED or name_size > _NAME_MAX:
             raise PeerError(f"not a frame: kind {kind}, a name of {name_size} bytes")
         if payload_size > MESSAGE_MAX_BYTES:
             raise PeerError(f"a message of {payload_size} bytes is on its way, at most {MESSAGE_MAX_BYTES} are read")
-        return _KINDS[kind], name_size, payload_size
+        self._kind, self._name_size, self._left = _KINDS[kind], name_size, name_size + payload_size
 
-    def _frame(self, kind: Kind, name: bytes, payload: bytes) -> Frame:
+    def _frame(self, body: bytes | memoryview) -> Frame:
+        # Of a whole `bytes` the whole slice is itself: a large answer has no name and is not copied again.
+        payload = bytes(body[self._name_size :])
+        name = bytes(body[: self._name_size])
         protocol = self._names.get(name)
         if protocol is None:
             try:
@@ -110,7 +127,7 @@ class Reader:
                 raise PeerError("a protocol's name that is no text") from error
             if len(self._names) < 64:
                 self._names[name] = protocol
-        return Frame(kind, protocol, payload)
+        return Frame(self._kind, protocol, payload)
 
 
 _KINDS = tuple(Kind)

@@ -36,6 +36,7 @@ NOISE = "/noise"
 PROTOCOLS = (TLS, NOISE)
 """Best first: TLS takes half the CPU."""
 
+_RECORD_BYTES = 16 << 10
 _PLAIN_BYTES = 256 << 10
 _NOISE_MAX = 65535
 _NOISE_PLAIN_MAX = _NOISE_MAX - 16
@@ -48,7 +49,7 @@ class Channel(Protocol):
     """The other side's address, once its key is proven."""
 
     def receive(self, data: memoryview) -> Iterator[memoryview]:
-        """Plain bytes; each view holds until the next step. PeerError: the handshake or a record is wrong."""
+        """Plain bytes; the views may be kept. PeerError: the handshake or a record is wrong."""
 
     def write(self, data: bytes) -> None:
         """Encrypt, once the handshake is done."""
@@ -69,25 +70,22 @@ class Credentials:
         certificate, key = generate_certificate(self.keys.private_key, create_cert_template())
         self._server = _context(certificate, key, server=True)
         self._client = _context(certificate, key, server=False)
-        # One for all connections: what is read into it is used up before anything else is read.
-        self._plain = memoryview(bytearray(_PLAIN_BYTES))
 
     def channel(self, protocol: str, *, dialled: bool) -> Channel:
         """A channel that speaks `protocol`."""
         if protocol == TLS:
-            return TlsChannel(self._client if dialled else self._server, dialled, self._plain)
+            return TlsChannel(self._client if dialled else self._server, dialled)
         return NoiseChannel(self, dialled)
 
 
 class TlsChannel:
     """TLS 1.3 with certificates that carry the libp2p key."""
 
-    def __init__(self, context: ssl.SSLContext, dialled: bool, plain: memoryview) -> None:
+    def __init__(self, context: ssl.SSLContext, dialled: bool) -> None:
         self.remote: Address | None = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialled)
-        self._plain = plain
         self._handshake()
 
     def receive(self, data: memoryview) -> Iterator[memoryview]:
@@ -95,25 +93,36 @@ class TlsChannel:
         try:
             if self.remote is None and not self._handshake():
                 return
-            plain, tls, incoming = self._plain, self._ssl, self._incoming
-            while incoming.pending or tls.pending():
-                size = 0
-                try:
-                    while size < _PLAIN_BYTES and (incoming.pending or tls.pending()):
-                        count = tls.read(_PLAIN_BYTES - size, plain[size:])
-                        if not count:
-                            break
-                        size += int(count)
-                except ssl.SSLWantReadError:
-                    pass
-                if not size:
+            while self._incoming.pending or self._ssl.pending():
+                plain = self._read()
+                if not plain:
                     return
-                yield plain[:size]
+                yield plain
         except ssl.SSLError as error:
             raise PeerError(f"TLS: {error.reason or error}") from error
 
+    def _read(self) -> memoryview:
+        """What is decrypted in one go; empty if a record is not whole. One call of OpenSSL gives one record."""
+        tls, incoming = self._ssl, self._incoming
+        try:
+            if incoming.pending <= _RECORD_BYTES:
+                return memoryview(tls.read(_RECORD_BYTES))
+        except ssl.SSLWantReadError:
+            return memoryview(b"")
+        plain = memoryview(bytearray(min(incoming.pending + _RECORD_BYTES, _PLAIN_BYTES)))
+        size = 0
+        try:
+            while size < len(plain) and (incoming.pending or tls.pending()):
+                count = int(tls.read(len(plain) - size, plain[size:]))
+                if not count:
+                    break
+                size += count
+        except ssl.SSLWantReadError:
+            pass
+        return plain[:size]
+
     def write(self, data: bytes) -> None:
-        # One call takes one record (16 KiB).
+        # One call takes one record.
         count, size = 0, len(data)
         view = memoryview(data)
         while count < size:

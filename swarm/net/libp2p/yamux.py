@@ -43,7 +43,7 @@ class What(Enum):
     OPENED = auto()
     """The other side opened the stream."""
     DATA = auto()
-    """Bytes of the stream; the view holds only until the next call."""
+    """Bytes of the stream: a view of what was given to `receive`."""
     END = auto()
     """The other side sends no more on it."""
     RESET = auto()
