@@ -8,8 +8,8 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,28 @@ from swarm.identity import Identity, address_of_peer_id, checksum, load_keystore
 
 MEMBERS_MAX = 128
 """The contracts' arrays have this bound."""
+NAME_BYTES_MAX = 64
+"""The contracts' names have this bound."""
+ENDPOINT_BYTES_MAX = 256
+"""The contracts' endpoints have this bound."""
 
-MERGE_RULES = ("mean", "sum")
+# Every merge that can be named, with the settings that it alone takes. Those of the second half bear false members.
+MERGE_RULES: Mapping[str, tuple[str, ...]] = {
+    "mean": (),
+    "sum": (),
+    "norm_bounded_mean": ("radius",),
+    "centered_clipping": ("radius", "iterations"),
+    "geometric_median": ("iterations",),
+    "coordinate_median": (),
+    "trimmed_mean": ("faults",),
+    "multi_krum": ("faults",),
+    "nearest_neighbor_mixing": ("faults",),
+}
 WEIGHT_RULES = ("samples", "equal")
+# They rank updates or values, and one member is one voice.
+EQUAL_ONLY = ("sum", "coordinate_median", "trimmed_mean", "multi_krum", "nearest_neighbor_mixing")
+# A policy has some 400 bytes; what a stranger calls one is not parsed beyond this.
+POLICY_BYTES_MAX = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,12 @@ class Policy:
     attest_s: float = 5.0
     step_bits: int = 32
     """An update's fixed point has the step 2**-step_bits."""
+    faults: int = 0
+    """How many members `trimmed_mean`, `multi_krum` and `nearest_neighbor_mixing` bear, whatever they send."""
+    radius: float = 1.0
+    """How long an update may be (`norm_bounded_mean`), or how far one may pull at once (`centered_clipping`)."""
+    iterations: int = 5
+    """How often `centered_clipping` and `geometric_median` move their point."""
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON, keys sorted, no spaces."""
@@ -130,6 +155,8 @@ class Policy:
         Raises:
             ConfigError: not a policy, or one that cannot work.
         """
+        if len(data) > POLICY_BYTES_MAX:
+            raise ConfigError(f"not a policy: {len(data)} bytes, at most {POLICY_BYTES_MAX} are read")
         try:
             document = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -162,10 +189,10 @@ def _policy(document: object, where: str) -> Policy:
         if type(value).__name__ != kind:
             raise ConfigError(f"{where}: {key} is a {kind}, found {value!r}")
         values[key] = value
-    try:
-        policy = Policy(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    missing = [field.name for field in fields(Policy) if field.default is MISSING and field.name not in values]
+    if missing:
+        raise ConfigError(f"{where}: {missing[0]!r} is missing")
+    policy = Policy(**values)
     _check_policy(policy, where)
     return policy
 
@@ -180,11 +207,18 @@ def _check_policy(policy: Policy, where: str) -> None:
     need(1 <= policy.sync_interval <= 1_000_000_000, "sync_interval", "1 to 1000000000 batches")
     need(policy.merge in MERGE_RULES, "merge", f"one of {', '.join(MERGE_RULES)}")
     need(policy.weights in WEIGHT_RULES, "weights", f"one of {', '.join(WEIGHT_RULES)}")
-    need(policy.merge != "sum" or policy.weights == "equal", "weights", "'equal' where merge = 'sum'")
+    need(
+        policy.merge not in EQUAL_ONLY or policy.weights == "equal",
+        "weights",
+        f"'equal' where merge = {policy.merge!r}",
+    )
     need(8 <= policy.step_bits <= 40, "step_bits", "8 to 40")
     need(0 < policy.range < 2**40, "range", "above 0 and below 2**40")
+    steps = policy.range * 2**policy.step_bits
+    need(1 <= steps < 2**51, "range", f"1 to 2**51 steps of 2**-{policy.step_bits}")
     need(1 <= policy.weight_max < 2**40, "weight_max", "1 to 2**40 samples")
     need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
+    _check_merge(policy, need)
     for key in ("submit_s", "merge_s", "attest_s"):
         need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
     weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
@@ -192,6 +226,33 @@ def _check_policy(policy: Policy, where: str) -> None:
         raise ConfigError(
             f"{where}: {MEMBERS_MAX} members x weight_max x range x 2**step_bits passes 2**63, so a sum could "
             "overflow; lower weight_max, range or step_bits"
+        )
+
+
+def _check_merge(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What one rule asks of its own settings; those of other rules stay as they are, or they would look obeyed."""
+    plain = Policy(policy.name, policy.rounds, policy.sync_interval)
+    taken = MERGE_RULES[policy.merge]
+    for key in ("faults", "radius", "iterations"):
+        if key not in taken:
+            wanted = getattr(plain, key)
+            need(getattr(policy, key) == wanted, key, f"left out ({wanted}): merge = {policy.merge!r} takes no {key}")
+    if "faults" in taken:
+        bears = (policy.submissions_min - (3 if policy.merge == "multi_krum" else 1)) // 2
+        need(policy.faults >= 1, "faults", f"1 or more where merge = {policy.merge!r}")
+        need(
+            policy.faults <= bears,
+            "faults",
+            f"at most {max(bears, 0)}: submissions_min = {policy.submissions_min} updates bear no more "
+            f"where merge = {policy.merge!r}",
+        )
+    need(1 <= policy.iterations <= 100, "iterations", "1 to 100")
+    need(2.0**-policy.step_bits <= policy.radius < 2**40, "radius", f"2**-{policy.step_bits} to 2**40")
+    if policy.merge in ("norm_bounded_mean", "centered_clipping", "geometric_median", "nearest_neighbor_mixing"):
+        need(
+            policy.range * 2**policy.step_bits < 2**42,
+            "range",
+            f"below 2**42 steps of 2**-{policy.step_bits} where merge = {policy.merge!r}",
         )
 
 
@@ -210,6 +271,8 @@ def load_swarm(path: Path) -> SwarmConfig:
     entries = document.get("members")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: [[members]] names the founding members, at least one")
+    if len(entries) > MEMBERS_MAX:
+        raise ConfigError(f"{path}: {len(entries)} members, at most {MEMBERS_MAX}")
     members = tuple(_member(entry, path) for entry in entries)
     for key in ("name", "address", "operator", "endpoint"):
         values = [getattr(member, key) for member in members]
@@ -221,17 +284,21 @@ def load_swarm(path: Path) -> SwarmConfig:
     for member in members:
         if member.operator in hot:
             raise ConfigError(f"{path}: {member.name}'s operator is a node's key; a person's key votes, apart from it")
-    if len(members) > MEMBERS_MAX:
-        raise ConfigError(f"{path}: {len(members)} members, at most {MEMBERS_MAX}")
     if not any(member.validator for member in members):
         raise ConfigError(f"{path}: no member is a validator; at least one site has to be up day and night")
+    name = _name(consortium, path)
+    timeout_s = _value(ledger, "view_timeout_s", (int, float), path, SwarmConfig.view_timeout_s)
+    if not 0.01 <= timeout_s <= 60:
+        raise ConfigError(f"{path}: view_timeout_s = {timeout_s!r}, but it has to be 0.01 to 60 seconds")
     return SwarmConfig(
-        name=_value(consortium, "name", str, path),
-        chain_id=_value(consortium, "chain_id", int, path),
-        created_ms=_value(consortium, "created_ms", int, path),
+        name=name,
+        # Above 2**52 wallets and JavaScript's numbers lose digits of it.
+        chain_id=_whole(consortium, "chain_id", path, 1, 2**52),
+        created_ms=_whole(consortium, "created_ms", path, 0, 2**48),
         members=members,
-        view_timeout_s=float(_value(ledger, "view_timeout_s", (int, float), path, SwarmConfig.view_timeout_s)),
-        block_gas_limit=_value(ledger, "block_gas_limit", int, path, SwarmConfig.block_gas_limit),
+        view_timeout_s=float(timeout_s),
+        # A transaction takes up to 20 million, a block uses at most half of its limit.
+        block_gas_limit=_whole(ledger, "block_gas_limit", path, 40_000_000, 2**40, SwarmConfig.block_gas_limit),
     )
 
 
@@ -239,7 +306,7 @@ def _member(entry: object, path: Path) -> MemberConfig:
     if not isinstance(entry, dict):
         raise ConfigError(f"{path}: [[members]] holds tables")
     _only(entry, {"name", "address", "operator", "endpoint", "validator"}, path)
-    name = _value(entry, "name", str, path)
+    name = _name(entry, path)
     addresses = {}
     for key in ("address", "operator"):
         text = _value(entry, key, str, path)
@@ -250,6 +317,8 @@ def _member(entry: object, path: Path) -> MemberConfig:
         if addresses[key] == ZERO_ADDRESS:
             raise ConfigError(f"{path}: {name}'s {key} is zero")
     endpoint = _value(entry, "endpoint", str, path)
+    if len(endpoint.encode()) > ENDPOINT_BYTES_MAX:
+        raise ConfigError(f"{path}: {name}'s endpoint has {len(endpoint)} characters, at most {ENDPOINT_BYTES_MAX}")
     check_endpoint(endpoint, addresses["address"], f"{path}: {name}'s endpoint")
     validator = _value(entry, "validator", bool, path, True)
     return MemberConfig(name, addresses["address"], addresses["operator"], endpoint, validator)
@@ -286,6 +355,8 @@ def load_site(path: Path) -> SiteConfig:
 
     def place(key: str, default: str | None = None) -> Path:
         relative: str = _value(site, key, str, path, default)
+        if "\0" in relative:
+            raise ConfigError(f"{path}: {key} = {relative!r}, but a path has no zero byte")
         return (path.parent / relative).resolve()
 
     def place_or_none(key: str) -> Path | None:
@@ -301,7 +372,7 @@ def load_site(path: Path) -> SiteConfig:
         operator_password_file=place_or_none("operator_password_file"),
         folder=place("folder"),
         listen=_value(site, "listen", str, path),
-        store_max_bytes=_value(site, "store_max_bytes", int, path, SiteConfig.store_max_bytes),
+        store_max_bytes=_whole(site, "store_max_bytes", path, 1 << 20, 1 << 60, SiteConfig.store_max_bytes),
         leads=_value(site, "leads", bool, path, True),
     )
 
@@ -356,11 +427,25 @@ def _value(table: Mapping[str, Any], key: str, kind: Any, path: Path, default: A
     return value
 
 
+def _whole(table: Mapping[str, Any], key: str, path: Path, low: int, high: int, default: int | None = None) -> int:
+    value: int = _value(table, key, int, path, default)
+    if not low <= value <= high:
+        raise ConfigError(f"{path}: {key} = {value}, but it has to be {low} to {high}")
+    return value
+
+
+def _name(table: Mapping[str, Any], path: Path) -> str:
+    name: str = _value(table, "name", str, path)
+    if not name.isprintable() or not 1 <= len(name.encode()) <= NAME_BYTES_MAX or name != name.strip():
+        raise ConfigError(f"{path}: name = {name!r}, but it has to be 1 to {NAME_BYTES_MAX} plain bytes of text")
+    return name
+
+
 def _password(file: Path | None, variable: str, site: Path) -> str:
     if file is not None:
         try:
             return file.read_text().rstrip("\n")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{site}: the password file {file} cannot be read: {error}") from error
     password = os.environ.get(variable)
     if password is None:

@@ -22,18 +22,15 @@ import numpy as np
 from swarm.config import Policy
 from swarm.encoding import Digest
 from swarm.errors import StorageError
-from swarm.merge.fixed import NotFinite, Raw, Seen
-from swarm.merge.mean import Linear
-from swarm.merge.rules import Block, block_of_floats, block_of_integers, counted_weights, plan_of
+from swarm.merge.fixed import Int64s, NotFinite, Raw, Seen
+from swarm.merge.gram import Gram, Products, gram_of
+from swarm.merge.rules import Block, Plan, counted_weights, fixed_point, plan_of
 from swarm.merge.schema import ELEMENT_BYTES, FLOATS, Schema, check_same
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
 Bench = TypeVar("Bench")
 Found = TypeVar("Found")
 
-# 1 MiB of float64: sum and update of a block just stay in a core's second cache. Half of it is as fast on one thread,
-# but two threads then ask for the interpreter's lock so often that they gain nothing (0.11 s against 0.09 s).
-BLOCK = 1 << 17
 THREADS = 2
 
 
@@ -97,7 +94,7 @@ def merge(
     """
     if out is not None and out.exists() and any(out.samefile(path) for path in (base, *updates)):
         raise ValueError(f"{out} is an input of the merge; its result needs a file of its own")
-    with _Job(base, updates, weights, policy) as job, _written(out, job.schema.size_bytes) as target:
+    with _Job(base, updates, weights, policy, threads) as job, _written(out, job.schema.size_bytes) as target:
         size = job.schema.size_bytes
         leaves = job.run(range(chunk_count(size)), threads, target)
         return Merged(root(leaves, size), tuple(leaves), size, job.reports())
@@ -116,7 +113,7 @@ def merge_chunks(
 
     Raises as `merge` does.
     """
-    with _Job(base, updates, weights, policy) as job:
+    with _Job(base, updates, weights, policy, threads) as job:
         return dict(zip(chunks, job.run(chunks, threads, None), strict=True))
 
 
@@ -129,7 +126,7 @@ def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
         StorageError: the disk would not give the bytes.
     """
     alone = policy if policy.merge == "sum" else replace(policy, merge="mean")
-    with _Job(base, [update], [1], alone) as job:
+    with _Job(base, [update], [1], alone, 1) as job:
         job.run(range(chunk_count(job.schema.size_bytes)), 1, None)
         return job.reports()[0]
 
@@ -137,7 +134,9 @@ def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
 class _Job:
     """The open files of a merge, what is done with them, and what was seen so far."""
 
-    def __init__(self, base: Path, updates: Sequence[Path], weights: Sequence[int], policy: Policy) -> None:
+    def __init__(
+        self, base: Path, updates: Sequence[Path], weights: Sequence[int], policy: Policy, threads: int
+    ) -> None:
         if len(weights) != len(updates):
             raise ValueError(f"{len(updates)} updates and {len(weights)} weights")
         self._weights = counted_weights(weights, policy)
@@ -153,7 +152,7 @@ class _Job:
                 except ValueError as error:
                     raise BadUpdate(index, str(error)) from error
             self._runs = self.schema.runs
-            self._plan = plan_of(policy, self._weights)
+            self._plan = plan_of(policy, self._weights, lambda: self._gram(threads))
             self._opened = self._opened.pop_all()
         self._clipped = [0] * len(updates)
         # One sum a chunk, so that the report does not depend on which thread was first.
@@ -178,13 +177,34 @@ class _Job:
         found = in_threads(
             chunks,
             threads,
-            lambda: _Bench(self._policy, self._plan, len(self._updates)),
+            lambda: _Bench(self._plan, len(self._updates)),
             lambda bench, chunk: self._chunk(bench, chunk, target),
         )
         for chunk, (_, seen) in zip(chunks, found, strict=True):
             self._squares[chunk] = [part.squares for part in seen]
             self._clipped = [before + part.clipped for before, part in zip(self._clipped, seen, strict=True)]
         return [digest for digest, _ in found]
+
+    def _gram(self, threads: int) -> Gram:
+        """The updates' inner products: a pass over their float coordinates."""
+        members, fixed = len(self._updates), fixed_point(self._policy)
+
+        def products_of(products: Products, chunk: int) -> Int64s:
+            start = chunk * CHUNK_BYTES
+            for dtype, at, end in self._pieces(start, start + CHUNK_BYTES, products.size):
+                if dtype in FLOATS:
+                    size = (end - at) // ELEMENT_BYTES[dtype]
+                    for row, update in enumerate(self._updates):
+                        raw = update.read(at, products.read[: end - at])
+                        try:
+                            products.add(row, raw, dtype, size)
+                        except NotFinite as error:
+                            raise BadUpdate(row, self._where(error, at, dtype)) from error
+                    products.finish(size)
+            return products.take()
+
+        chunks = range(chunk_count(self.schema.size_bytes))
+        return gram_of(in_threads(chunks, threads, lambda: Products(members, fixed), products_of), members)
 
     def _chunk(self, bench: _Bench, chunk: int, target: int | None) -> tuple[Digest, list[Seen]]:
         """Merge and write one chunk; its leaf and what was seen of each update."""
@@ -196,7 +216,7 @@ class _Job:
         header = self.schema.header[start:stop]
         out[: len(header)] = np.frombuffer(header, np.uint8)
         total = [Seen()] * len(self._updates)
-        for dtype, at, end in self._pieces(start, stop):
+        for dtype, at, end in self._pieces(start, stop, self._plan.block):
             block = bench.floats if dtype in FLOATS else bench.integers
             block.start((end - at) // ELEMENT_BYTES[dtype])
             for row, update in enumerate(self._updates):
@@ -221,11 +241,11 @@ class _Job:
         if seen.clipped and self._policy.merge == "sum":
             raise ValueError(f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
 
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """Dtype and range in the file of every block between two bytes."""
+    def _pieces(self, start: int, stop: int, block: int) -> Iterator[tuple[str, int, int]]:
+        """Dtype and range in the file of every block of at most `block` elements between two bytes."""
         first = bisect.bisect_right(self._runs, start, key=lambda run: run[2])
         for dtype, at, end in itertools.takewhile(lambda run: run[1] < stop, self._runs[first:]):
-            size = BLOCK * ELEMENT_BYTES[dtype]
+            size = block * ELEMENT_BYTES[dtype]
             inner, outer = max(at, start), min(end, stop)
             for cut in range(inner, outer, size):
                 yield dtype, cut, min(cut + size, outer)
@@ -238,10 +258,10 @@ class _Job:
 class _Bench:
     """What one thread works with."""
 
-    def __init__(self, policy: Policy, plan: Linear, members: int) -> None:
-        self.floats: Block = block_of_floats(policy, plan, BLOCK)
-        self.integers: Block = block_of_integers(policy, members)
-        self.read: Raw = np.empty(BLOCK * 8, np.uint8)
+    def __init__(self, plan: Plan, members: int) -> None:
+        self.floats: Block = plan.block_of_floats()
+        self.integers: Block = plan.block_of_integers(members)
+        self.read: Raw = np.empty(plan.block * 8, np.uint8)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
 
 

@@ -60,8 +60,7 @@ class LowerMiddle:
 
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
         """Write the middle values."""
-        rows = np.stack([row for row in self._rows if row is not None])
-        sort_rows(rows)
+        rows = sorted_rows(np.stack([row for row in self._rows if row is not None]))
         out[:] = rows[(len(rows) - 1) // 2].view(np.uint8)
 
 
@@ -71,18 +70,20 @@ def _read(raw: Raw, dtype: str) -> Whole:
     return raw.view(NUMPY_TYPES[dtype])
 
 
-def sort_rows(rows: Whole) -> None:
-    """Sort every column of (members, coordinates) in place.
+def sorted_rows(rows: Whole) -> list[Whole]:
+    """(members, coordinates) sorted by column, as a list of rows; what `rows` held is overwritten.
 
     A sorting network over whole rows: the same comparisons for all columns, so that each runs at vector speed.
 
     Source: Batcher's odd-even merge sort, 1968; Knuth, TAOCP 3, 5.2.2, algorithm M.
     """
-    low = np.empty_like(rows[0])
-    for first, second in comparisons(len(rows)):
-        np.minimum(rows[first], rows[second], out=low)
-        np.maximum(rows[first], rows[second], out=rows[second])
-        rows[first] = low
+    spare, order = np.empty_like(rows[0]), list(rows)
+    for first, second in comparisons(len(order)):
+        low, high = order[first], order[second]
+        np.minimum(low, high, out=spare)
+        np.maximum(low, high, out=high)
+        order[first], spare = spare, low
+    return order
 
 
 def comparisons(count: int) -> list[tuple[int, int]]:

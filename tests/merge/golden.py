@@ -45,6 +45,14 @@ POLICIES: dict[str, dict[str, object]] = {
     "mean of equals": {"weights": "equal"},
     "mean of clipped steps": {"range": 0.25, "step_bits": 20},
     "sum": {"merge": "sum", "weights": "equal"},
+    "norm_bounded_mean": {"merge": "norm_bounded_mean", "radius": 20.0},
+    "norm_bounded_mean of the short": {"merge": "norm_bounded_mean", "radius": 2000.0},
+    "centered_clipping": {"merge": "centered_clipping", "radius": 5.0, "iterations": 3},
+    "geometric_median": {"merge": "geometric_median", "iterations": 4},
+    "coordinate_median": {"merge": "coordinate_median", "weights": "equal"},
+    "trimmed_mean": {"merge": "trimmed_mean", "weights": "equal", "faults": 2},
+    "multi_krum": {"merge": "multi_krum", "weights": "equal", "faults": 2},
+    "nearest_neighbor_mixing": {"merge": "nearest_neighbor_mixing", "weights": "equal", "faults": 2},
 }
 
 

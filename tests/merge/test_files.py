@@ -21,9 +21,9 @@ from swarm.merge import (
     merge,
     merge_chunks,
     merge_files,
+    rules,
     write_file,
 )
-from swarm.merge import files as files_module
 from swarm.merkle import CHUNK_BYTES, chunks_of, digest_of, leaf
 from tests.merge.golden import WEIGHTS, write_inputs
 from tests.merge.reference import files, policy, read_file, vector_file
@@ -84,7 +84,7 @@ def test_threads_and_the_split_into_blocks_change_no_bit(
 ) -> None:
     base, updates = write_inputs(tmp_path)
     expected = merge(base, updates, WEIGHTS, policy(), None, threads=1)
-    monkeypatch.setattr(files_module, "BLOCK", block)
+    monkeypatch.setattr(rules, "BLOCK", block)
     found = merge(base, updates, WEIGHTS, policy(), None, threads=threads)
     assert found.digest == expected.digest
     assert [r.clipped for r in found.reports] == [r.clipped for r in expected.reports]
