@@ -641,9 +641,10 @@ def reportMissing(id: uint256, round: uint256, member: address):
     """
     @notice The bytes of this member's update never came. Enough reports strike its submission out of the merge
     """
-    seat: uint256 = self._submitter(id)
+    seat: uint256 = self._seat(id)
     head: Head = self._head(id)
     self._check_round(head, round)
+    self._check_submitter(id, seat)
     assert head.phase == MERGE, "missing updates are reported while the leader merges"
     place: uint256 = self.seat_of[id][member]
     submitted: uint256 = self.runs[id].waiting & LOW
@@ -680,12 +681,13 @@ def publish(id: uint256, round: uint256, view: uint256, checkpoint: bytes32):
     """
     @notice The leader's result, which is its attestation too
     """
-    seat: uint256 = self._submitter(id)
+    seat: uint256 = self._seat(id)
     head: Head = self._head(id)
-    assert head.state != OPEN or head.phase == SUBMIT or seat == head.leader, "only the leader of this view publishes"
     self._check_round(head, round)
-    assert head.phase == MERGE, "the round does not wait for the leader"
     assert head.view == view, "the round is at another view"
+    self._check_submitter(id, seat)
+    assert head.phase == SUBMIT or seat == head.leader, "only the leader of this view publishes"
+    assert head.phase == MERGE, "the round does not wait for the leader"
     assert checkpoint != empty(bytes32), "the checkpoint's digest is zero"
     log Published(run=id, round=round, view=view, leader=msg.sender, checkpoint=checkpoint)
     self.runs[id].published = checkpoint
@@ -700,7 +702,7 @@ def attest(id: uint256, round: uint256, view: uint256, checkpoint: bytes32):
     """
     @notice The member merged again what it was assigned and found the leader's bytes
     """
-    seat: uint256 = self._submitter(id)
+    seat: uint256 = self._seat(id)
     head: Head = self._head(id)
     self._check_verdict(id, head, round, view, seat)
     assert checkpoint == self.runs[id].published, "the leader published another checkpoint"
@@ -714,7 +716,7 @@ def refuse(id: uint256, round: uint256, view: uint256, found: bytes32, evidence:
     """
     @notice The member merged again and found other bytes. Enough refusals replace and suspend the leader at once
     """
-    seat: uint256 = self._submitter(id)
+    seat: uint256 = self._seat(id)
     head: Head = self._head(id)
     self._check_verdict(id, head, round, view, seat)
     published: bytes32 = self.runs[id].published
@@ -760,14 +762,18 @@ def advance(id: uint256, round: uint256, view: uint256):
 
 @internal
 @view
-def _submitter(id: uint256) -> uint256:
+def _seat(id: uint256) -> uint256:
     assert staticcall CONSORTIUM.isMember(msg.sender, skip_contract_check=True), "only a member may do this"
     place: uint256 = self.seat_of[id][msg.sender]
     assert place != 0, "only a member that joined the run may do this"
-    seat: uint256 = (place >> 1) - 1
+    return (place >> 1) - 1
+
+
+@internal
+@view
+def _check_submitter(id: uint256, seat: uint256):
     assert (self.runs[id].waiting >> seat) & 1 == 1, "only a member that submitted to this round may do this"
     assert (self.runs[id].votes >> 128 >> seat) & 1 == 0, "this member's submission was struck"
-    return seat
 
 
 @internal
@@ -782,6 +788,7 @@ def _check_round(head: Head, round: uint256):
 def _check_verdict(id: uint256, head: Head, round: uint256, view: uint256, seat: uint256):
     self._check_round(head, round)
     assert head.view == view, "the round is at another view"
+    self._check_submitter(id, seat)
     assert head.phase == ATTEST, "the leader has not published"
     assert (self.runs[id].votes >> seat) & 1 == 0, "this member has already attested"
     assert (self.runs[id].doubts >> 128 >> seat) & 1 == 0, "this member has already refused"

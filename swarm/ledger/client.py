@@ -29,6 +29,9 @@ from swarm.rounds import Phase, RoundState, RunState, Submission
 METRICS_MAX_BYTES = 512
 """The contract's bound on what a submission says of its training."""
 
+EVENT_BLOCKS_MAX = 5_000
+"""How many blocks' events are asked for at a time: what Hyperledger Besu answers by default."""
+
 _CONSORTIUM = interface("Consortium")
 _RUNS = interface("Runs")
 
@@ -296,20 +299,34 @@ class Contracts:
             to_block: None: up to the newest.
             names: only events of these names; ValueError for a name that no contract has.
         """
-        message: dict[str, object] = {
-            "fromBlock": hex(from_block),
-            "toBlock": "latest" if to_block is None else hex(to_block),
-            "address": [to_hex(self._consortium), to_hex(self._runs)],
-        }
-        if names is not None:
-            topics = _CONSORTIUM.topics | _RUNS.topics
-            unknown = sorted(set(names) - topics.keys())
-            if unknown:
-                raise ValueError(f"no contract logs {unknown[0]}; there are {', '.join(sorted(topics))}")
-            message["topics"] = [[to_hex(topics[name]) for name in sorted(names)]]
+        topics = _CONSORTIUM.topics | _RUNS.topics
+        unknown = sorted(set(names or ()) - topics.keys())
+        if unknown:
+            raise ValueError(f"no contract logs {unknown[0]}; there are {', '.join(sorted(topics))}")
+        wanted = None if names is None else [to_hex(topics[name]) for name in sorted(names)]
         ticks = await self._ticks_per_second()
-        logs = await self._endpoint.request("eth_getLogs", message)
-        return self._events(logs, ticks)
+        last = await self.height() if to_block is None else to_block
+        events: list[Event] = []
+        while from_block <= last:
+            end = min(from_block + EVENT_BLOCKS_MAX - 1, last)
+            events += self._events(await self._logs(from_block, end, wanted), ticks)
+            from_block = end + 1
+        return tuple(events)
+
+    async def _logs(self, first: int, last: int, topics: list[str] | None) -> list[Mapping[str, Any]]:
+        """The logs of these blocks; where a node refuses so many at once, halves are asked for."""
+        addresses = [to_hex(self._consortium), to_hex(self._runs)]
+        message: dict[str, object] = {"fromBlock": hex(first), "toBlock": hex(last), "address": addresses}
+        if topics is not None:
+            message["topics"] = [topics]
+        try:
+            found: list[Mapping[str, Any]] = await self._endpoint.request("eth_getLogs", message)
+        except RejectedError:
+            if first == last:
+                raise
+            middle = (first + last) // 2
+            return [*await self._logs(first, middle, topics), *await self._logs(middle + 1, last, topics)]
+        return found
 
     def _events(self, logs: list[Mapping[str, Any]], ticks: int) -> tuple[Event, ...]:
         events = []

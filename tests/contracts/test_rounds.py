@@ -280,8 +280,9 @@ def test_a_silent_leader_is_replaced_after_the_deadline() -> None:
     assert events == [("LeaderReplaced", told)]
     assert (state.view, state.phase, state.deadline) == (1, Phase.MERGE, rounds.chain.now_ms + MERGE_MS)
     assert state.leader == rounds.elected() != silent
-    with pytest.raises(RejectedError, match="only the leader of this view publishes"):
-        rounds.send(silent, "publish", 1, 0, 0, digest("late"))
+    for view, reason in ((0, "the round is at another view"), (1, "only the leader of this view publishes")):
+        with pytest.raises(RejectedError, match=reason):
+            rounds.send(silent, "publish", 1, 0, view, digest("late"))
     rounds.close()
     assert rounds.state().round == 1
 

@@ -1,0 +1,117 @@
+"""A ledger of one process that decides a block as soon as a transaction waits, and serves JSON-RPC in three ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from web3 import AsyncHTTPProvider, AsyncIPCProvider, AsyncWeb3
+
+from swarm.encoding import keccak256
+from swarm.ledger.client import Contracts
+from swarm.ledger.ledger import Ledger
+from swarm.ledger.rpc import LedgerProvider, Rpc, RpcError
+from tests.ledger.world import decide, now_ms, open_ledger
+
+
+class Served:
+    """The ledger, its JSON-RPC, and who decides its blocks."""
+
+    def __init__(self, folder: Path, members: int = 4) -> None:
+        self.ledger: Ledger = open_ledger(folder, members)
+        self.rpc = Rpc(self.ledger, self.take)
+        self.asleep = False
+        """True: no block is decided."""
+        self.ahead_ms = 0
+        """How far its clock is ahead of the last block's."""
+        self.sent: list[bytes] = []
+        self.asked: list[str] = []
+        self._block = asyncio.Event()
+
+    def take(self, raw: bytes) -> None:
+        self.sent.append(raw)
+        self.ledger.add_transaction(raw)
+        asyncio.get_running_loop().call_soon(self.decide)
+
+    def decide(self) -> None:
+        """One block of all that waits."""
+        if self.asleep:
+            return
+        payload = self.ledger.build(now_ms(self.ledger) + self.ahead_ms, self.ledger.proposers()[0])
+        self.ahead_ms = 0
+        if payload is not None:
+            decide(self.ledger, payload)
+            block, self._block = self._block, asyncio.Event()
+            block.set()
+
+    async def next_block(self) -> None:
+        await self._block.wait()
+
+    def wake(self) -> None:
+        self.asleep = False
+        self.decide()
+
+    def contracts(self, *, hooked: bool = True) -> Contracts:
+        """A client in this process."""
+        return Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block if hooked else None)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(request["method"])
+        envelope = {"jsonrpc": "2.0", "id": request["id"]}
+        try:
+            return {**envelope, "result": self.rpc.handle(request["method"], request["params"])}
+        except RpcError as error:
+            return {**envelope, "error": error.as_json()}
+
+    @asynccontextmanager
+    async def over_http(self) -> AsyncIterator[Contracts]:
+        """A client over HTTP."""
+
+        async def post(request: web.Request) -> web.Response:
+            return web.json_response(self.answer(await request.json()))
+
+        app = web.Application()
+        app.router.add_post("/", post)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        provider = AsyncHTTPProvider(f"http://127.0.0.1:{port}")
+        try:
+            yield Contracts(AsyncWeb3(provider))
+        finally:
+            await provider.disconnect()
+            await runner.cleanup()
+
+    @asynccontextmanager
+    async def over_socket(self, path: Path) -> AsyncIterator[Contracts]:
+        """A client over a Unix socket, one JSON object a line."""
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while line := await reader.readline():
+                writer.write(json.dumps(self.answer(json.loads(line))).encode() + b"\n")
+                await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_unix_server(serve, path)
+        provider = AsyncIPCProvider(path)
+        await provider.connect()
+        try:
+            yield Contracts(AsyncWeb3(provider))
+        finally:
+            await provider.disconnect()
+            server.close()
+
+    def close(self) -> None:
+        self.ledger.close()
+
+
+def transaction_hash(raw: bytes) -> bytes:
+    """The hash that a receipt names."""
+    return keccak256(raw)
