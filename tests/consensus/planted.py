@@ -1,0 +1,107 @@
+"""Machines with one mistake each: the simulator must notice every one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from swarm.consensus import Certificate, Consensus, Decide, Qbft
+from swarm.consensus.messages import Proposal, commit_digest
+from swarm.consensus.quorum import quorum
+from swarm.consensus.record import Lock
+from swarm.consensus.voters import Voters
+from swarm.encoding import Address, Digest
+from swarm.errors import PeerError
+
+
+class _ForgetsLock(Qbft):
+    def _shown_lock(self) -> Lock | None:
+        return None
+
+
+class ForgetsLock(Consensus):
+    """Round changes never show what was prepared."""
+
+    machine = _ForgetsLock
+
+
+class _LowQuorum(Qbft):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.quorum -= 1
+        self._voters.quorum -= 1
+
+
+class LowQuorum(Consensus):
+    """One vote less is taken for a quorum."""
+
+    machine = _LowQuorum
+
+
+class _Credulous(Voters):
+    def check_justification(self, proposal: Proposal) -> None:
+        return
+
+
+class _Unjustified(Qbft):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._voters.__class__ = _Credulous
+
+
+class Unjustified(Consensus):
+    """A later view's proposal is accepted whatever stands behind it."""
+
+    machine = _Unjustified
+
+
+class _MixesViews(Qbft):
+    def _upon_commit(self) -> None:
+        for digest, count in Counter(c.digest for c in self._commits.values()).items():
+            payload = self._payload_of(digest) if count >= self.quorum else None
+            if payload is not None and not self.decided:
+                commits = {sender: commit for sender, commit in self._commits.items() if commit.digest == digest}
+                seals = self._first_quorum({sender: commit.signature for sender, commit in commits.items()})
+                certificate = Certificate(max(commit.view for commit in commits.values()), seals)
+                self.decided = True
+                self._sending.append(Decide(payload, certificate, self.height))
+
+
+class MixesViews(Consensus):
+    """Commits of different views are counted together."""
+
+    machine = _MixesViews
+
+
+def check_mixed(
+    certificate: Certificate,
+    *,
+    chain_id: int,
+    height: int,
+    digest: Digest,
+    validators: Sequence[Address],
+    recover: Callable[[Digest, bytes], Address],
+) -> None:
+    """The check that goes with it: each seal may be of another view."""
+    signers = set()
+    for seal in certificate.seals:
+        for view in range(certificate.view + 1):
+            try:
+                signers.add(recover(commit_digest(chain_id, height, view, digest), seal))
+                break
+            except ValueError:
+                continue
+    if len(signers & set(validators)) < quorum(len(validators)):
+        raise PeerError("too few seals")
+
+
+class _NeverResends(Qbft):
+    def _send_votes(self) -> None:
+        return
+
+
+class NeverResends(Consensus):
+    """What is lost stays lost."""
+
+    machine = _NeverResends
