@@ -21,6 +21,8 @@ class Plan:
     seed: int = 0
     members: int = 4
     rounds: int = 3
+    followers: int = 0
+    """So many members do not vote on blocks: they follow."""
     delay_s: float = 0.01
     """Mean of every message's delay (exponential); troubles do not change it."""
     loss: float = 0.0
@@ -28,7 +30,7 @@ class Plan:
     crashes: int = 0
     """Nodes killed and started again a few seconds later."""
     power_cuts: int = 0
-    """Nodes killed that also lose the last blocks that they wrote; their votes stay."""
+    """Machines that lose power: node and training die, and the last blocks that were written are lost; votes stay."""
     blackouts: int = 0
     """Times that the power fails everywhere at once."""
     partitions: int = 0
@@ -102,13 +104,16 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
     """
     rng = random.Random(f"{seed}/plan")
     count = rng.randint(*members)
-    faults = fault_max(count)
-    liar = rng.choice(LIARS) if faults and rng.random() < 0.3 else ""
+    followers = rng.choice([0, 0, 0, 1, 2, 3]) if count > 4 else 0
+    followers = min(followers, count - 4)
+    faults = fault_max(count - followers)
+    liar = rng.choice(LIARS) if faults and rng.random() < 0.4 else ""
     gone = rng.randint(0, faults - bool(liar)) if rng.random() < 0.25 else 0
     return Plan(
         seed=seed,
         members=count,
         rounds=rounds,
+        followers=followers,
         delay_s=round(rng.choice([0.001, 0.01, 0.05, 0.15]), 3),
         loss=rng.choice([0.0, 0.0, 0.02, 0.1, 0.25]),
         crashes=rng.choice([0, 0, 1, 2, 3]),

@@ -78,6 +78,7 @@ class Site:
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._down.set()
+        self._power = asyncio.Event()
         self._line: Node | None = None
         """The node that training spoke to last."""
         self._watches: list[asyncio.Task[None]] = []
@@ -126,6 +127,8 @@ class Site:
         kept.rename(self.folder)
         if blocks_lost:
             _forget_blocks(self.folder / "ledger" / "ledger.sqlite", blocks_lost)
+            self._power, off = asyncio.Event(), self._power
+            off.set()
 
     async def close(self) -> None:
         """Stop the node in order, if one runs."""
@@ -159,6 +162,10 @@ class Site:
             self._on_broken(error)
 
     # --- what training sees
+
+    async def power_cut(self) -> None:
+        """Returns when the machine loses power: training on it dies."""
+        await self._power.wait()
 
     async def ask(self, request: Callable[[Participation], Awaitable[T]], again: Callable[[], Awaitable[object]]) -> T:
         """The answer of this site's node to its training process, however often the node dies meanwhile.

@@ -42,12 +42,24 @@ class Trainer:
         self._folder = folder
 
     async def train(self) -> None:
-        """Take part until the run is over."""
+        """Take part until the run is over; after a power cut from the start, with nothing remembered."""
+        while self.result is None:
+            work, cut = asyncio.ensure_future(self._take_part()), asyncio.ensure_future(self._site.power_cut())
+            try:
+                await asyncio.wait({work, cut}, return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    self.result = work.result()
+            finally:
+                for task in (work, cut):
+                    task.cancel()
+                await asyncio.gather(work, cut, return_exceptions=True)
+
+    async def _take_part(self) -> Digest:
         place = await self._take()
         while not place.finished:
             await asyncio.sleep(self._rng.uniform(0.5, 1.5) * self._train_s)
             place = await self._exchange(place)
-        self.result = place.digest
+        return place.digest
 
     async def _take(self) -> Checkpoint:
         place, _ = await self._site.ask(lambda node: node.attach(self._run), self._again)

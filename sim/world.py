@@ -31,10 +31,13 @@ from swarm.encoding import Address, Digest, sha256, short
 from swarm.identity import Identity
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import ExecutionCache
+from swarm.merkle import digest_of
 from swarm.net.memory import MemoryNetwork
 
 CREATED_MS = 1_700_000_000_000
 RUN = 1
+CATCH_UP_S = 20.0
+"""A node hears of the others' height every two seconds, and asks one after the other."""
 PERSON_S = 60.0
 """How long an operator waits for the ledger to take a vote."""
 
@@ -89,7 +92,7 @@ def run(plan: Plan, *, tell: Callable[[str], None] | None = None) -> Outcome:
 
 
 @lru_cache(maxsize=64)
-def _founded(members: int) -> tuple[tuple[tuple[Identity, Identity], ...], SwarmConfig, Genesis]:
+def _founded(members: int, followers: int) -> tuple[tuple[tuple[Identity, Identity], ...], SwarmConfig, Genesis]:
     """Keys, settings and genesis of so many members: equal for all seeds, whose runs elect other leaders anyway."""
     keys = tuple(
         (Identity(sha256(b"simulated node %d" % i)), Identity(sha256(b"simulated operator %d" % i)))
@@ -100,7 +103,13 @@ def _founded(members: int) -> tuple[tuple[tuple[Identity, Identity], ...], Swarm
         chain_id=1337,
         created_ms=CREATED_MS,
         members=tuple(
-            MemberConfig(f"site-{i + 1}", node.address, operator.address, f"/memory/{i}/p2p/{node.peer_id}")
+            MemberConfig(
+                f"site-{i + 1}",
+                node.address,
+                operator.address,
+                f"/memory/{i}/p2p/{node.peer_id}",
+                i < members - followers,
+            )
             for i, (node, operator) in enumerate(keys)
         ),
     )
@@ -122,7 +131,7 @@ class World:
         self._calm_s = 0.0
         self._began_s = time.process_time()
         network = MemoryNetwork(notice_s=5.0)
-        keys, config, genesis = _founded(plan.members)
+        keys, config, genesis = _founded(plan.members, plan.followers)
         executions, skews = ExecutionCache(), plan.rng("skew")
         for i, (identity, operator) in enumerate(keys):
             skew_s = skews.uniform(-plan.skew_s, plan.skew_s)
@@ -229,8 +238,18 @@ class World:
                 at = self.observer.round.number if self.observer.round is not None else 0
                 raise Violation(f"{self.plan.calm_s:g} s after the last trouble the run is still at round {at}")
         self._calm_s = max(self._loop.time() - calm_s, 0.0)
-        await asyncio.sleep(0)  # the observer's turn at the last block
+        await self._catch_up()
         self._compare(trainers)
+
+    async def _catch_up(self) -> None:
+        """A node that missed the last blocks gets them, although no transaction waits any more."""
+        until_s = self._loop.time() + CATCH_UP_S
+        while self._loop.time() < until_s:
+            behind = [s for s in self.sites if s.node is not None and s.node.ledger.head.number < self.observer.height]
+            if not behind:
+                return
+            await asyncio.sleep(0.5)
+        raise Violation(f"{behind[0].name} does not catch up with block {self.observer.height}")
 
     def _compare(self, trainers: list[Trainer]) -> None:
         """Every honest site ends with the same bytes and the same ledger."""
@@ -238,10 +257,13 @@ class World:
             if site.dishonest or site.gone:
                 continue
             if trainer.result is None or trainer.result != self.observer.finished:
-                found = short(trainer.result) if trainer.result is not None else "nothing"
-                raise Violation(
-                    f"{site.name} ends with {found}, the ledger says {short(self.observer.finished or b'')}"
+                found, agreed = (
+                    short(digest) if digest else "nothing" for digest in (trainer.result, self.observer.finished)
                 )
+                raise Violation(f"{site.name} ends with {found}, the ledger says {agreed}")
+            assert site.node is not None
+            if digest_of(site.node.store.path(trainer.result).read_bytes()) != trainer.result:
+                raise Violation(f"the bytes that {site.name} has of {short(trainer.result)} are others")
 
     async def _agree_on_a_run(self) -> None:
         policy, proposer = self.plan.policy, self.sites[0]

@@ -1,0 +1,50 @@
+"""Known mistakes, made by every honest node on purpose: the simulator notices each within the seeds named here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from sim.plan import Plan
+from sim.world import run
+
+
+def failures(plans: Iterator[Plan]) -> Iterator[str]:
+    """What was noticed in each plan that went wrong."""
+    return (outcome.failure for outcome in map(run, plans) if outcome.failure)
+
+
+def test_attesting_without_merging_is_noticed_within_8_seeds() -> None:
+    plans = (Plan(seed=seed, liar=("bit", "wrong")[seed % 2], mistake="credulous") for seed in range(8))
+    assert "but the merge of its submissions is" in next(failures(plans))
+
+
+def test_submitting_without_custody_is_noticed_within_3_seeds() -> None:
+    plans = (Plan(seed=seed, gone=1, delay_s=0.05, mistake="careless") for seed in range(3))
+    assert "which is honest, is lost" in next(failures(plans))
+
+
+def test_votes_that_are_not_kept_are_noticed_within_6_seeds_of_power_cuts() -> None:
+    plans = (
+        Plan(seed=seed, blackouts=1, power_cuts=2, crashes=2, loss=0.1, train_s=1.0, mistake="forgetful")
+        for seed in range(6)
+    )
+    assert "fork" in next(failures(plans))
+
+
+@pytest.mark.slow
+def test_votes_that_are_not_kept_are_noticed_within_600_seeds_of_single_crashes() -> None:
+    """No block is lost here: it takes a validator that votes, dies, and votes otherwise when the others are apart."""
+    plans = (
+        Plan(seed=seed, crashes=6, partitions=3, loss=0.25, delay_s=0.15, train_s=0.5, mistake="forgetful")
+        for seed in range(600)
+    )
+    assert "fork" in next(failures(plans))
+
+
+def test_the_same_plans_without_the_mistake_are_well() -> None:
+    for seed in range(2):
+        assert not run(Plan(seed=seed, liar=("bit", "wrong")[seed % 2])).failure
+        assert not run(Plan(seed=seed, gone=1, delay_s=0.05)).failure
+        assert not run(Plan(seed=seed, blackouts=1, power_cuts=2, crashes=2, loss=0.1, train_s=1.0)).failure
