@@ -8,12 +8,13 @@ again and comparing bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from eth.abc import ComputationAPI
-from eth.exceptions import ContractCreationCollision, Revert
+from eth.exceptions import ContractCreationCollision, OutOfGas, Revert
+from eth.vm.code_stream import CodeStream
 from eth.vm.execution_context import ExecutionContext
 from eth.vm.forks.cancun.computation import CancunComputation
 from eth.vm.forks.cancun.state import CancunState
@@ -32,6 +33,7 @@ from swarm.ledger.block import (
     bloom_of,
     encode_block,
 )
+from swarm.ledger.interpreter import run
 from swarm.ledger.state import Changes, Snapshot, State
 from swarm.ledger.trie import Nodes, ordered_root
 
@@ -235,7 +237,33 @@ class Evm:
         return _Machine(state, context, self._block_hash)
 
 
-class _Constructor(CancunComputation):  # type: ignore[misc]
+def _fail(reason: str) -> NoReturn:
+    """An exceptional halt. Which one it is makes no difference: each burns the frame's gas and undoes its changes."""
+    raise OutOfGas(reason)
+
+
+class _Code(CodeStream):  # type: ignore[misc]
+    """What py-evm iterates over to learn the next instruction: ours are executed on the way."""
+
+    __slots__ = ("_frame",)
+
+    def __init__(self, frame: _Computation) -> None:
+        super().__init__(frame.msg.code)
+        self._frame = frame
+
+    def __iter__(self) -> Iterator[int]:
+        return run(self._frame, _fail)
+
+
+class _Computation(CancunComputation):  # type: ignore[misc]
+    """py-evm's computation, whose plain instructions are executed in one loop."""
+
+    def __init__(self, state: _Machine, message: Message, context: CancunTransactionContext) -> None:
+        super().__init__(state, message, context)
+        self.code = _Code(self)
+
+
+class _Constructor(_Computation):
     """A constructor that runs for genesis. 128 founders are more than EIP-3860 lets a transaction carry."""
 
     @classmethod
@@ -246,7 +274,7 @@ class _Constructor(CancunComputation):  # type: ignore[misc]
 class _Machine(CancunState):  # type: ignore[misc]
     """py-evm's state object over our accounts."""
 
-    computation_class = CancunComputation
+    computation_class = _Computation
 
     def __init__(self, state: State, context: ExecutionContext, block_hash: Callable[[int], Digest | None]) -> None:
         # Not the parent's __init__: it builds the layers that `State` replaces.

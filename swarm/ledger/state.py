@@ -152,6 +152,15 @@ class State:
     def mark_storage_warm(self, address: Address, slot: int) -> None:
         self._mark((address, slot))
 
+    def warm_slot(self, key: Slot) -> bool:
+        """Whether this transaction touched the slot before; from now on it did."""
+        warm = self._warm
+        if key in warm:
+            return True
+        warm.add(key)
+        self._journal.append(lambda: warm.discard(key))
+        return False
+
     def get_transient_storage(self, address: Address, slot: int) -> bytes:
         return self._transient.get((address, slot), b"")
 
