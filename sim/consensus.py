@@ -17,7 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from heapq import heappop, heappush
 
@@ -101,6 +101,12 @@ class Weather:
             lost_for_good=rng.randint(0, spare) if rng.random() < 0.3 else 0,
         )
 
+    def told(self) -> str:
+        """One line for a story."""
+        loss = ", ".join(f"{kind.__name__} {share:.2f}" for kind, share in self.loss.items())
+        others = [f"{f.name} {getattr(self, f.name):g}" for f in fields(self) if f.name != "loss"]
+        return f"weather: {', '.join(others)}; lost before it heals: {loss}"
+
 
 class Member:
     """An honest validator: its disk, its clock, and while it runs its machine."""
@@ -163,7 +169,7 @@ class Simulation:
     def run(self) -> None:
         """Play the world to its end; BrokenError says what went wrong."""
         if self._story:
-            self._story(f"{self.weather}")
+            self._story(self.weather.told())
         for address in self.members:
             self._start(address)
         for address in self.traitors:

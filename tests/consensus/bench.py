@@ -158,6 +158,20 @@ class Bench:
                     if index != sender:
                         self.give(message, index)
 
+    def play(self, until_s: float, *, alive: Iterable[int]) -> None:
+        """Deliver everything at once to those that are alive, and let their deadlines pass, until all have decided."""
+        alive = list(alive)
+        while True:
+            self.settle(alive=alive)
+            due = [
+                (deadline_s, index)
+                for index in alive
+                if (deadline_s := self.machines[index].deadline_s) is not None and deadline_s <= until_s
+            ]
+            if not due:
+                return
+            self.tick(min(due)[1])
+
     # --- messages of anybody
 
     def proposal(

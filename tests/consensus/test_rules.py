@@ -7,11 +7,12 @@ from itertools import pairwise
 import pytest
 
 from sim.cheap import digest_of
-from swarm.consensus import faults_max, quorum
+from swarm.consensus import Qbft, faults_max, quorum
 from swarm.consensus.messages import Commit, Message, Prepare, Prepared, Proposal, RoundChange
 from swarm.consensus.qbft import RESEND_MAX_S, TIMEOUT_MAX_S
 from swarm.errors import PeerError
 from tests.consensus.bench import TIMEOUT_S, Bench, kinds, only, payload_of
+from tests.consensus.planted import Hurries
 
 D, E = payload_of(0), payload_of(1, 2)
 
@@ -262,6 +263,31 @@ def test_a_views_time_runs_only_when_a_quorum_has_reached_it() -> None:
     bench.give_all([bench.change(i, 1) for i in (2, 3)], 0)
     bench.give_up(0)
     assert bench.machines[0].view == 2
+
+
+def alone_for_an_hour(machine: type[Qbft]) -> Bench:
+    """Validator 0 is alone for an hour; then it goes on with 1 and 2, and 3 is gone for good."""
+    bench = Bench(machine=machine)
+    bench.built[0] = lambda: None
+    bench.wake(0)
+    bench.play(3600.0, alive=[0])
+    bench.now_s = 3600.0
+    del bench.built[0]
+    bench.wake(0, 1, 2)
+    bench.play(7200.0, alive=[0, 1, 2])
+    return bench
+
+
+def test_who_was_alone_for_an_hour_still_finds_to_the_others() -> None:
+    bench = alone_for_an_hour(Qbft)
+    assert sorted(bench.decided) == [0, 1, 2]
+    assert bench.now_s < 3600.0 + 60
+
+
+def test_with_a_clock_that_hurries_it_would_stay_ahead_of_them_for_ever() -> None:
+    """The planted mistake: a minute's views are as long for all, so who is ahead by some stays ahead by as many."""
+    bench = alone_for_an_hour(Hurries)
+    assert bench.decided == {}
 
 
 def test_a_stuck_machine_sends_its_round_change_again_at_growing_but_bounded_intervals() -> None:
