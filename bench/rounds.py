@@ -9,6 +9,7 @@ broadcast with as many processes, and a copy of the model in memory.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import multiprocessing
@@ -30,8 +31,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from swarm.config import load_site
+from swarm.cli.consortium import places_of, write_consortium
+from swarm.cli.ledger import contracts_of, operate
+from swarm.cli.run import hand_over
+from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.learn.attach import Node
+from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
 
 
@@ -62,22 +67,32 @@ def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
     schema = Schema.of_file(genesis)
     parameters = schema.tensors[0].shape[0]
     rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
-    update = genesis.parent / f"update-{site.stem}.safetensors"
-    write_file(update, schema, {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)})
+    values = {"weight": rng.normal(0, 1e-3, parameters).astype(np.float32)}
     times = [time.time()]
-    with Node(load_site(site), patience_s=60) as session:
-        here = session.call("swarm_attach", run=run)
-        while not here["finished"]:
-            sent = here["round"]
-            offered = update.with_name(f"{update.stem}-{sent}.safetensors")
-            os.link(update, offered)
-            session.call(
-                "swarm_submit", run=here["id"], round=sent, path=str(offered), weight=100, metrics={"loss": 1.0}
-            )
-            here |= session.call("swarm_wait", run=here["id"], round=sent)
-            offered.unlink(missing_ok=True)
+    with Node(load_site(site), patience_s=60) as node:
+        seat = Seat(node, run)
+        place = seat.take()
+        while not place.finished:
+            with seat.update_file() as path:
+                write_file(path, schema, values)
+                place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0})
             times.append(time.time())
     marks.write_text(json.dumps(times))
+
+
+async def _consent(sites: list[Path], policy: Policy, genesis: Path) -> None:
+    """What `swarm run propose` and `swarm run approve` do, in one process: persons are not part of the benchmark."""
+    first, *others = (load_site(site) for site in sites)
+    digest = await hand_over(first, policy, genesis)
+    async with contracts_of(first) as contracts:
+        receipt = await operate(first, contracts, contracts.propose(policy, digest))
+    run = int(receipt.first("RunProposed").args["run"])
+
+    async def approve(site: SiteConfig) -> None:
+        async with contracts_of(site) as contracts:
+            await operate(site, contracts, contracts.approve(run))
+
+    await asyncio.gather(*(approve(site) for site in others))
 
 
 def _gloo(rank: int, size: int, parameters: int, rounds: int, port: int, result: Any) -> None:
@@ -134,12 +149,6 @@ def memcpy_seconds(parameters: int) -> float:
     return statistics.median(times)
 
 
-def _swarm(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "swarm", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"swarm {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-
-
 def measure(members: int, megabytes: float, rounds: int) -> Cost:
     """Start `members` nodes on loopback, close `rounds` rounds with a model of this size, and stop them."""
     parameters = int(megabytes * 1e6 / 4)
@@ -148,8 +157,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         consortium = folder / "consortium"
-        _swarm("init", str(consortium), "--members", ",".join(names), "--base-port", "0")
-        sites = [consortium / "sites" / f"{name}.toml" for name in names]
+        sites = write_consortium(consortium, name="bench", members=places_of(names, base_port=0))
         genesis = _model(folder, parameters)
         policy = folder / "policy.toml"
         policy.write_text(
@@ -165,9 +173,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         for site in sites:
             with Node(load_site(site), patience_s=60) as session:
                 session.call("swarm_status")
-        _swarm("run", "propose", str(sites[0]), str(policy), "--model", str(genesis))
-        for site in sites[1:]:
-            _swarm("run", "approve", str(site), "bench")
+        asyncio.run(_consent(sites, load_policy(policy), genesis))
         processes = [psutil.Process(node.pid) for node in nodes]
         before_cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
         before_wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent

@@ -1,7 +1,7 @@
 """Nodes that break a rule, as real processes: `python -m tests.node.rule_breakers SITE.toml KIND`.
 
 Dying nodes kill themselves with SIGKILL when they lead the round `DIE_IN_ROUND`, at the step that their kind names.
-Lying nodes publish a checkpoint that is not the merge.
+Lying nodes publish, when they lead that round, a checkpoint that is not the merge.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 from swarm.cli.node import set_up_log
 from swarm.encoding import sha256
 from swarm.node.participation import Participation
 from swarm.node.process import run_node
-from swarm.rounds import Attest, Duty, Merge, Phase, Publish, same_work
+from swarm.rounds import Duty, Merge, Phase, Publish
 
 DIE_IN_ROUND = 2
 
@@ -72,36 +73,35 @@ class DiesDuringAttest(_Dying):
         super()._start_duties()
 
 
+def _is_turn(duty: Duty) -> TypeGuard[Publish]:
+    """Whoever leads that round first breaks the rule; every node here is of the same kind."""
+    return isinstance(duty, Publish) and duty.round == DIE_IN_ROUND and duty.view == 0
+
+
 class PublishesAnother(Participation):
-    """Publishes a digest that is not its merge's, whenever it leads, and attests everything unseen."""
+    """Publishes a digest that is not its merge's."""
 
     async def _perform(self, duty: Duty) -> None:
-        if isinstance(duty, Publish):
-            duty = replace(duty, checkpoint=sha256(duty.checkpoint))
-        await super()._perform(duty)
+        await super()._perform(replace(duty, checkpoint=sha256(duty.checkpoint)) if _is_turn(duty) else duty)
 
 
 class PublishesOneBit(Participation):
     """Publishes, and serves, a checkpoint with one bit changed."""
 
     async def _perform(self, duty: Duty) -> None:
-        if isinstance(duty, Publish):
-            size = self._store.size(duty.checkpoint)
-            data = bytearray(self._store.read(duty.checkpoint, 0, size))
+        if _is_turn(duty):
+            data = bytearray(self._store.read(duty.checkpoint, 0, self._store.size(duty.checkpoint)))
             data[-1] ^= 1
             duty = replace(duty, checkpoint=self._store.put(bytes(data)))
         await super()._perform(duty)
 
 
 class NeverSpeaks(Participation):
-    """Submits, but neither publishes nor attests."""
+    """Merges, and does not publish."""
 
     async def _perform(self, duty: Duty) -> None:
-        if isinstance(duty, Publish | Attest):
-            await asyncio.sleep(0.5)
-            self._running.pop(same_work(duty), None)
-            self._stir()
-            return
+        if _is_turn(duty):
+            await asyncio.sleep(3600)
         await super()._perform(duty)
 
 
