@@ -277,7 +277,7 @@ class Simulation:
         if member.life != life or member.tick_s != tick_s or member.consensus is None:
             return
         member.tick_s = None
-        self._tell(member.address, f"time-out in view {member.consensus.view}")
+        self._tell(member.address, f"deadline in view {member.consensus.view}")
         self._perform(member, member.consensus.tick(self._clock(member)))
 
     def _wake(self, member: Member, life: int, height: int) -> None:

@@ -38,7 +38,6 @@ from swarm.consensus.messages import (
     round_change_digest,
     signed_digest,
 )
-from swarm.consensus.quorum import faults_max, quorum
 from swarm.consensus.record import Lock, Record
 from swarm.consensus.voters import Voters, name_of
 from swarm.encoding import Address, Digest, short
@@ -84,10 +83,7 @@ class Qbft:
         self.height = height
         self.view = 0
         self.decided = False
-        self.quorum = quorum(len(proposers))
-        self.faults_max = faults_max(len(proposers))
         self._chain_id = chain_id
-        self._proposers = proposers
         self._voters = Voters(chain_id=chain_id, height=height, proposers=proposers, recover=authenticator.recover)
         self._authenticator = authenticator
         self._me = authenticator.me
@@ -228,7 +224,7 @@ class Qbft:
             for sender, vote in self._prepares.items()
             if vote.view == self.view and vote.digest == proposal.digest
         }
-        if len(prepares) < self.quorum:
+        if len(prepares) < self._voters.quorum:
             return
         self._lock = Lock(Prepared(self.view, proposal.digest), proposal.payload, self._first_quorum(prepares))
         signed = commit_digest(self._chain_id, self.height, self.view, proposal.digest)
@@ -237,10 +233,10 @@ class Qbft:
 
     def _upon_commit(self) -> None:
         """UponCommit: a quorum committed one digest in one view: it is decided."""
-        if len(self._commits) < self.quorum or self.decided:
+        if len(self._commits) < self._voters.quorum or self.decided:
             return
         for (view, digest), count in Counter((c.view, c.digest) for c in self._commits.values()).items():
-            payload = self._payload_of(digest) if count >= self.quorum else None
+            payload = self._payload_of(digest) if count >= self._voters.quorum else None
             if payload is not None:
                 seals = {s: c.signature for s, c in self._commits.items() if (c.view, c.digest) == (view, digest)}
                 certificate = Certificate(view, self._first_quorum(seals))
@@ -259,14 +255,14 @@ class Qbft:
         The specification goes to the least view of some f + 1 such members; this is the greatest it allows.
         """
         later = sorted((m.view for m in self._round_changes.values() if m.view > self.view), reverse=True)
-        if len(later) > self.faults_max:
-            self._change_to(later[self.faults_max], now_s)
+        if len(later) > self._voters.faults_max:
+            self._change_to(later[self._voters.faults_max], now_s)
 
     def _upon_quorum_reached_view(self, now_s: float) -> None:
         """PBFT §4.5.2: the view's time begins to run when a quorum has come as far as this view."""
         if self._resend_s is None or self._view_deadline_s is not None:
             return
-        if sum(message.view >= self.view for message in self._round_changes.values()) >= self.quorum:
+        if sum(message.view >= self.view for message in self._round_changes.values()) >= self._voters.quorum:
             self._run_timer(now_s)
 
     def _upon_round_change(self, now_s: float) -> None:
@@ -282,9 +278,9 @@ class Qbft:
         ):
             return
         changes = {sender: m for sender, m in self._round_changes.items() if m.view == self.view}
-        if len(changes) < self.quorum:
+        if len(changes) < self._voters.quorum:
             return
-        chosen = sorted(changes.items(), key=lambda pair: (-_prepared_view(pair[1]), pair[0]))[: self.quorum]
+        chosen = sorted(changes.items(), key=lambda pair: (-_prepared_view(pair[1]), pair[0]))[: self._voters.quorum]
         highest = chosen[0][1]
         payload = self._built() if highest.prepared is None else highest.payload
         if payload is not None:
@@ -303,7 +299,7 @@ class Qbft:
                 evidence=message,
             )
         self._check_payload(message.payload, message.digest, message)
-        held = self._proposals.get(sender)
+        held = self._proposals.get(sender)  # `_keep` would notice too, but only after this one was judged
         if held is not None and held.view == message.view and held.digest != message.digest:
             raise self._equivocation(sender, held, message)
         if self._votable(message):
@@ -501,7 +497,7 @@ class Qbft:
 
     def _first_quorum(self, signatures: dict[Address, bytes]) -> tuple[bytes, ...]:
         """A quorum of signatures, sorted by their signers' addresses."""
-        return tuple(signature for _, signature in sorted(signatures.items())[: self.quorum])
+        return tuple(signature for _, signature in sorted(signatures.items())[: self._voters.quorum])
 
     def _payload_of(self, digest: Digest) -> bytes | None:
         if self._lock is not None and self._lock.prepared.digest == digest:

@@ -15,7 +15,7 @@ from swarm.consensus.messages import (
     round_change_digest,
     signed_digest,
 )
-from swarm.consensus.quorum import quorum
+from swarm.consensus.quorum import faults_max, quorum
 from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError
 
@@ -32,6 +32,7 @@ class Voters:
         recover: Callable[[Digest, bytes], Address],
     ) -> None:
         self.quorum = quorum(len(proposers))
+        self.faults_max = faults_max(len(proposers))
         self._chain_id = chain_id
         self._height = height
         self._proposers = proposers

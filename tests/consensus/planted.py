@@ -29,7 +29,6 @@ class ForgetsLock(Consensus):
 class _LowQuorum(Qbft):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.quorum -= 1
         self._voters.quorum -= 1
 
 
@@ -59,7 +58,7 @@ class Unjustified(Consensus):
 class _MixesViews(Qbft):
     def _upon_commit(self) -> None:
         for digest, count in Counter(c.digest for c in self._commits.values()).items():
-            payload = self._payload_of(digest) if count >= self.quorum else None
+            payload = self._payload_of(digest) if count >= self._voters.quorum else None
             if payload is not None and not self.decided:
                 commits = {sender: commit for sender, commit in self._commits.items() if commit.digest == digest}
                 seals = self._first_quorum({sender: commit.signature for sender, commit in commits.items()})
