@@ -289,6 +289,26 @@ async def test_a_dial_takes_no_longer_than_its_handshake(swarm: Swarm) -> None:
     assert loop.time() - since_s < 0.2
 
 
+async def test_every_address_of_a_name_is_tried(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library tries one address of a kind. Here the first is dead, as an old line of a hospital would be."""
+    a = await one(swarm, 1)
+    closed = socket.socket()
+    closed.bind(("127.0.0.2", 0))
+
+    async def addresses(host: str, port: int, **_: object) -> list[object]:
+        assert host == "site.example"
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, ("127.0.0.2", port)), (*kind, ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", addresses)
+    b = await one(swarm, 2)
+    a.set_members({b.me: ""})
+    b.set_members({})
+    b.set_members({a.me: f"/dns4/site.example/tcp/{port_of(a)}/p2p/{identity(1).peer_id}"})
+    await until(lambda: b.connected() == {a.me}, 2)
+    closed.close()
+
+
 async def test_nothing_is_left_open(swarm: Swarm) -> None:
     """The library leaves the sockets of one stop in twelve open."""
     files = open_files()

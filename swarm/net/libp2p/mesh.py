@@ -326,7 +326,9 @@ class Mesh:
         wire = self._wire(peer.address)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                await asyncio.get_running_loop().create_connection(lambda: wire, *place)
+                # Every address of a name is tried, the next one after a quarter of a second.
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: wire, *place, happy_eyeballs_delay=0.25)
                 ready = await wire.ready
         except (OSError, TimeoutError) as error:
             wire.reason = str(error) or f"no handshake in {HANDSHAKE_S:g} s"

@@ -122,11 +122,13 @@ class TlsChannel:
         return plain[:size]
 
     def write(self, data: bytes) -> None:
-        # One call takes one record.
         count, size = 0, len(data)
         view = memoryview(data)
-        while count < size:
-            count += self._ssl.write(view[count:])
+        try:
+            while count < size:  # one call takes one record
+                count += self._ssl.write(view[count:])
+        except ssl.SSLError as error:
+            raise PeerError(f"TLS: {error.reason or error}") from error
 
     def outgoing(self) -> bytes:
         return self._outgoing.read() if self._outgoing.pending else b""

@@ -73,8 +73,11 @@ class Libp2pTransport:
         _check_size(payload)
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[bytes] = loop.create_future()
+        ended = False
 
         def done(answer: bytes | None, reason: str) -> None:
+            nonlocal ended
+            ended = True
             if answered.done():
                 return
             if answer is None:
@@ -82,13 +85,18 @@ class Libp2pTransport:
             else:
                 answered.set_result(answer)
 
+        def late() -> None:
+            if not answered.done():
+                reason = f"no answer in {timeout_s:g} s"
+                answered.set_exception(UnavailableError(f"{protocol} at {short(member)}: {reason}"))
+
         asked = self._mesh.ask(member, protocol, payload, done)
-        timer = loop.call_later(timeout_s, done, None, f"no answer in {timeout_s:g} s")
+        timer = loop.call_later(timeout_s, late)
         try:
             return await answered
         finally:
             timer.cancel()
-            if asked is not None:
+            if asked is not None and not ended:
                 self._mesh.withdraw(asked)
 
     def send(self, member: Address, protocol: str, payload: bytes) -> None:

@@ -127,7 +127,7 @@ class Wire(asyncio.BufferedProtocol):
         elif not self._transport.is_closing():
             self.reason = reason
             remote = self.connection.remote
-            logger.info("connection with %s cut: %s", short(remote) if remote else self.host or "nobody", reason)
+            logger.debug("connection with %s cut: %s", short(remote) if remote else self.host, reason)
             self._transport.abort()
             self._end_connection()
 
