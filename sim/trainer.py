@@ -76,10 +76,13 @@ class Trainer:
         self._folder.mkdir(parents=True, exist_ok=True)
         path.write_bytes(update.data)
         weight = self._rng.randint(1, 500)
-        _, submitted = await self._site.ask(
-            lambda node: node.submit(place.run, place.round, path, weight, {"loss": 1.0 / (1 + place.round)}),
-            self._again,
-        )
-        if not submitted:
-            return await self._take()
-        return await self._site.ask(lambda node: node.wait(place.run, place.round), self._again)
+        while True:
+            _, submitted = await self._site.ask(
+                lambda node: node.submit(place.run, place.round, path, weight, {"loss": 1.0 / (1 + place.round)}),
+                self._again,
+            )
+            if not submitted:
+                return await self._take()
+            after = await self._site.ask(lambda node: node.wait(place.run, place.round), self._again)
+            if after.round > place.round or after.finished:
+                return after

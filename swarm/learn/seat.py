@@ -78,19 +78,22 @@ class Seat:
         Returns the current place also if the round went on without this update: the site was too late.
         """
         weight = min(samples, self.policy.weight_max) if self.policy.weights == "samples" else 1
-        answer = self._node.call(
-            "swarm_submit", run=self._id, round=place.round, path=str(path), weight=weight, metrics=dict(metrics)
-        )
-        if answer["submitted"]:
+        while True:
+            answer = self._node.call(
+                "swarm_submit", run=self._id, round=place.round, path=str(path), weight=weight, metrics=dict(metrics)
+            )
+            if not answer["submitted"]:
+                after = self.take()
+                logger.warning(
+                    "run %s round %d: closed without this site's update, which came too late; going on from round %d",
+                    self.run, place.round, after.round,
+                )  # fmt: skip
+                return after
             logger.info("run %s round %d: submitted, weight %d", self.run, place.round, weight)
             after = _place(self._node.call("swarm_wait", run=self._id, round=place.round))
-        else:
-            after = self.take()
-            logger.warning(
-                "run %s round %d: closed without this site's update, which came too late; going on from round %d",
-                self.run, place.round, after.round,
-            )  # fmt: skip
-        return after
+            if after.round > place.round or after.finished:
+                return after
+            logger.info("run %s round %d: started again, and the node has no update any more", self.run, place.round)
 
     def leave(self, *, keep_node: bool = False) -> None:
         """Hang up; a node that was started for this run ends too, unless it is kept for the next one."""

@@ -7,6 +7,7 @@ just gave: after a crash training gives it again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import tempfile
@@ -31,6 +32,7 @@ from swarm.rounds import (
     Fetch,
     Have,
     Merge,
+    Phase,
     Publish,
     Refuse,
     ReportMissing,
@@ -51,6 +53,7 @@ CUSTODY = "/swarm/custody/1"
 TRANSACTION_S = 20.0
 """How long a transaction may take to be in a block before the duty is asked for again."""
 RETRY_S = 0.5
+LOOK_AGAIN_S = 2.0
 STORAGE_RETRY_S = 10.0
 OBJECT_MAX_BYTES = 8 << 30
 POLICY_MAX_BYTES = 64 << 10
@@ -355,10 +358,13 @@ class Participation:
         state = effort.state if effort is not None else None
         if effort is None or state is None or state.state is not RunState.OPEN:
             raise UnavailableError(f"run {run} is not open here")
-        if round_ < state.round or member not in {*state.expected, *(s.member for s in state.submissions)}:
+        if round_ < state.round:
             raise PeerError(
                 f"an update for round {round_} of run {run}, which is in round {state.round}", member=member
             )
+        # A member that the round no longer waits for may submit all the same.
+        if member not in state.expected and member not in await self._contracts.participants(run):
+            raise PeerError(f"an update for run {run}, which {short(member)} has not joined", member=member)
         # Every update has the checkpoint's schema, so its size is known before a byte of it is asked for.
         size_max = self._store.size(state.base) if self._store.has(state.base) else None
         if size_max is None:
@@ -517,13 +523,22 @@ class Participation:
         return digest, listed or effort.submitted >= round_
 
     async def wait(self, run: int, round_: int) -> Checkpoint:
-        """The checkpoint after round `round_` has closed."""
+        """The checkpoint after round `round_` has closed; or the present one, of the same round, if that has to be
+        submitted to again: it started again, and this node, started again as well, has no update any more.
+        """
         effort = self._effort(run)
 
-        def closed() -> bool:
-            return effort.state is not None and (effort.state.round > round_ or effort.state.state > RunState.OPEN)
+        def settled() -> bool:
+            state = effort.state
+            if state is None:
+                return False
+            if state.round > round_ or state.state is not RunState.OPEN:
+                return True
+            submitters = {s.member for s in state.submissions}
+            mine = effort.update is not None or self._me in submitters
+            return state.phase is Phase.SUBMIT and not mine and self._caught_up()
 
-        await self._until(closed)
+        await self._until(settled)
         return await self._checkpoint(effort)
 
     def _effort(self, run: int) -> Effort:
@@ -555,4 +570,7 @@ class Participation:
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         async with self._changed:
-            await self._changed.wait_for(holds)
+            while not holds():
+                # Also looks again when no block comes: whether this node is caught up changes without one.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)

@@ -125,6 +125,36 @@ def test_the_command_of_a_plan_makes_the_plan_again() -> None:
         assert plan_of(arguments, arguments.seed) == plan
 
 
+# What broke once, as the plans that showed it. The names say what has to hold.
+SCENARIOS = {
+    "training attaches again to a node that lost the run's blocks": Plan(
+        seed=3, loss=0.02, crashes=3, power_cuts=1, skew_s=0.0
+    ),
+    "a site that was away when the run finished gets its result": Plan(
+        seed=22,
+        members=5,
+        delay_s=0.001,
+        crashes=3,
+        power_cuts=1,
+        partitions=2,
+        skew_s=1.0,
+        train_s=0.5,
+        trouble_s=15.0,
+    ),
+    "a run may end while a site joins it": Plan(
+        seed=150, members=5, delay_s=0.001, loss=0.1, crashes=2, power_cuts=2, liar="wrong", trouble_s=15.0
+    ),
+    "a round that starts again takes updates of members that it no longer waited for": Plan(
+        seed=70, crashes=6, partitions=3, loss=0.25, delay_s=0.15, train_s=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("claim", SCENARIOS)
+def test_scenario(claim: str) -> None:
+    well(SCENARIOS[claim])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 1000, 50))
 def test_no_rule_is_broken_in_a_thousand_seeds(first: int) -> None:
