@@ -23,7 +23,7 @@ class Authenticator(Protocol):
         """This validator's signature over a 32-byte digest."""
 
     def recover(self, digest: Digest, signature: bytes) -> Address:
-        """Who signed; ValueError if nobody can have. Justifications bring signatures again: it pays to remember them."""
+        """Who signed; ValueError if nobody can have. Some are asked for again: remember them."""
 
 
 @dataclass(frozen=True)
