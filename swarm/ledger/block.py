@@ -20,6 +20,11 @@ TRANSACTION_MAX_BYTES = 64 << 10
 """The largest call of the contracts carries 512 bytes of metrics; the bound leaves room for others."""
 BLOCK_MAX_BYTES = 7 << 20
 """With the certificate beside it, a payload stays below the 8 MiB that a consensus message carries."""
+_CERTIFICATE_MAX_BYTES = 1 << 16
+# 20 fields, of which the bloom filter takes 256 bytes.
+_HEADER_MAX_BYTES = 1024
+# A signature alone has 65; it bounds what a block of nonsense can cost.
+_TRANSACTION_MIN_BYTES = 65
 
 EMPTY_LIST_HASH: Digest = keccak256(b"\xc0")
 EMPTY_TRIE_ROOT: Digest = keccak256(b"\x80")
@@ -237,27 +242,77 @@ def bloom_of(logs: Sequence[Log]) -> bytes:
 
 def encode_block(header: Header, transactions: Sequence[bytes]) -> bytes:
     """The RLP of a block whose transactions have these raw bytes."""
-    items = [rlp.decode(raw) if raw[0] >= 0xC0 else raw for raw in transactions]
-    return bytes(rlp.encode([header.fields(), items, [], []]))
+    # A legacy transaction is a list already, each other one is a string in the list.
+    items = b"".join(raw if raw[0] >= 0xC0 else rlp.encode(raw) for raw in transactions)
+    body: bytes = rlp.encode(header.fields()) + _list_head(len(items)) + items + b"\xc0\xc0"
+    return _list_head(len(body)) + body
 
 
 # A payload is hashed, judged and appended: the same few blocks come again within a moment.
 @lru_cache(maxsize=8)
 def decode_block(data: bytes) -> tuple[Header, tuple[bytes, ...]]:
-    """The header and the raw transactions.
+    """The header and the raw transactions, which may be anything still.
 
     Raises:
         ValueError: not the encoding of a block of this ledger.
     """
-    fields, transactions, uncles, withdrawals = list_of(unpack(data, max_bytes=BLOCK_MAX_BYTES), size=4)
-    if list_of(uncles) or list_of(withdrawals):
+    if len(data) > BLOCK_MAX_BYTES:
+        raise ValueError(f"a block of {len(data)} bytes, at most {BLOCK_MAX_BYTES} are read")
+    [(_, inside, end)] = _split(data, 0, len(data), count_max=1)
+    if data[:1] < b"\xc0":
+        raise ValueError("a block is a list")
+    parts = _split(data, inside, end, count_max=4)
+    if len(parts) != 4 or data[parts[1][0]] < 0xC0:
+        raise ValueError("a block has a header, transactions, uncles and withdrawals")
+    (start, _, after), (_, first, last), *rest = parts
+    if any(data[start:end] != b"\xc0" for start, _, end in rest):
         raise ValueError("a block of this ledger has neither uncles nor withdrawals")
-    raws = tuple(
-        item if isinstance(item, bytes) else bytes(rlp.encode(item)) for item in list_of(transactions, size_max=100_000)
-    )
-    if any(not raw or 0x80 <= raw[0] < 0xC0 for raw in raws):
-        raise ValueError("something that is no transaction stands among the transactions")
-    return Header.read(fields), raws
+    spans = _split(data, first, last, count_max=64 + (last - first) // _TRANSACTION_MIN_BYTES)
+    raws = []
+    for begin, inside, end in spans:
+        raw = data[begin:end] if data[begin] >= 0xC0 else data[inside:end]
+        if not raw or 0x80 <= raw[0] < 0xC0 or (raw[0] >= 0xC0) != (data[begin] >= 0xC0):
+            raise ValueError("something that is no transaction stands among the transactions")
+        raws.append(raw)
+    return Header.read(unpack(data[start:after], max_bytes=_HEADER_MAX_BYTES)), tuple(raws)
+
+
+def _split(data: bytes, start: int, end: int, *, count_max: int) -> list[tuple[int, int, int]]:
+    """(where it starts, where its content starts, where it ends) of the RLP items that fill a stretch of bytes.
+
+    Only this level is looked at: a stranger's megabyte of tiny items costs nothing.
+
+    Raises:
+        ValueError: not canonical, not filled exactly, or more than `count_max` items.
+    """
+    spans: list[tuple[int, int, int]] = []
+    while start < end:
+        if len(spans) == count_max:
+            raise ValueError(f"more than {count_max} items")
+        prefix = data[start]
+        offset = 0x80 if prefix < 0xC0 else 0xC0
+        inside, size = start + 1, prefix - offset
+        if prefix < 0x80:
+            inside, size = start, 1
+        elif size > 55:
+            inside += size - 55
+            size = int.from_bytes(data[start + 1 : inside], "big")
+            if size < 56 or not data[start + 1]:
+                raise ValueError("a length that is not canonical")
+        if inside + size > end:
+            raise ValueError("an item is longer than what holds it")
+        if offset == 0x80 and size == 1 and inside > start and data[inside] < 0x80:
+            raise ValueError("a single byte that is not canonical")
+        spans.append((start, inside, inside + size))
+        start = inside + size
+    return spans
+
+
+def _list_head(size: int) -> bytes:
+    if size < 56:
+        return bytes([0xC0 + size])
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([0xF7 + len(length)]) + length
 
 
 def encode_payload(block: bytes, parent_certificate: bytes) -> bytes:
@@ -267,8 +322,13 @@ def encode_payload(block: bytes, parent_certificate: bytes) -> bytes:
 
 def decode_payload(payload: bytes) -> tuple[bytes, bytes]:
     """The block and the parent's certificate; ValueError if it is no payload."""
-    block, certificate = list_of(unpack(payload, max_bytes=BLOCK_MAX_BYTES + (1 << 20)), size=2)
-    return data_of(block), data_of(certificate)
+    if not 0 < len(payload) <= BLOCK_MAX_BYTES + _CERTIFICATE_MAX_BYTES or payload[0] < 0xC0:
+        raise ValueError(f"{len(payload)} bytes that are no payload")
+    [(_, inside, end)] = _split(payload, 0, len(payload), count_max=1)
+    parts = _split(payload, inside, end, count_max=2)
+    if len(parts) != 2 or any(payload[start] >= 0xC0 for start, _, _ in parts):
+        raise ValueError("a payload is a block and a certificate")
+    return payload[parts[0][1] : parts[0][2]], payload[parts[1][1] : parts[1][2]]
 
 
 @lru_cache(maxsize=8)

@@ -37,9 +37,10 @@ from swarm.ledger.interpreter import run
 from swarm.ledger.state import Changes, Snapshot, State
 from swarm.ledger.trie import Nodes, ordered_root
 
+TRANSACTION_GAS_MIN = 21_000
 TRANSACTION_GAS_MAX = 20_000_000
-CALL_GAS = 100_000_000
-"""What a read-only call may burn; it costs this node's time only."""
+CALL_GAS = 30_000_000
+"""What a read-only call may burn: about a second of this node's time, and five times what the largest needs."""
 REVERT_KEPT_BYTES = 1024
 """A reason for people is shorter."""
 
@@ -306,7 +307,7 @@ class _Machine(CancunState):  # type: ignore[misc]
 def intrinsic_gas(to: Address | None, data: bytes, access_list: Sequence[tuple[Address, Sequence[int]]]) -> int:
     """What a transaction costs before it does anything (EIP-2028, 2930, 3860)."""
     zeros = data.count(0)
-    gas = 21_000 + 4 * zeros + 16 * (len(data) - zeros)
+    gas = TRANSACTION_GAS_MIN + 4 * zeros + 16 * (len(data) - zeros)
     if to is None:
         gas += 32_000 + _init_code_gas(data)
     return gas + sum(2_400 + 1_900 * len(slots) for _, slots in access_list)

@@ -34,7 +34,7 @@ from swarm.ledger.block import (
     payload_digest,
 )
 from swarm.ledger.database import BlockRow, Database
-from swarm.ledger.evm import CALL_GAS, Evm, Execution, Outcome, check_fits
+from swarm.ledger.evm import CALL_GAS, TRANSACTION_GAS_MIN, Evm, Execution, Outcome, check_fits
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.pool import Pool
 from swarm.ledger.state import Account
@@ -412,6 +412,8 @@ class Ledger:
     def _execute(self, header: Header, raws: Sequence[bytes]) -> Execution:
         if not raws:
             raise PeerError(f"block {header.number} has no transaction")
+        if len(raws) * TRANSACTION_GAS_MIN > self._header.gas_limit // 2:
+            raise PeerError(f"block {header.number} has {len(raws)} transactions, more than its gas can pay")
         try:
             transactions = [self._read_transaction(raw) for raw in raws]
             for transaction in transactions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import rlp
@@ -112,6 +113,40 @@ def test_a_payloads_digest_is_the_blocks_hash_and_commits_to_the_certificate() -
 def test_random_bytes_are_a_value_error_at_worst(data: bytes) -> None:
     for read in (decode_block, decode_payload, payload_digest, decode_receipts, _transaction):
         _survives(read, data)
+
+
+@given(st.binary(max_size=400))
+def test_one_payload_has_one_encoding(data: bytes) -> None:
+    for payload in (data, rlp.codec.length_prefix(len(data), 0xC0) + data):
+        try:
+            block, certificate = decode_payload(payload)
+        except ValueError:
+            continue
+        assert encode_payload(block, certificate) == payload
+
+
+@given(st.binary(max_size=120), st.integers(0, 3))
+def test_one_block_has_one_encoding(body: bytes, part: int) -> None:
+    """Whatever stands in a block's parts is read only from the bytes that would be written for it."""
+    parts = rlp.decode(BLOCK)
+    encoded = [rlp.encode(parts[0]), b"\xc0", b"\xc0", b"\xc0"]
+    encoded[part] = body
+    inner = b"".join(encoded)
+    data = rlp.codec.length_prefix(len(inner), 0xC0) + inner
+    try:
+        header, raws = decode_block(data)
+    except ValueError:
+        return
+    assert encode_block(header, raws) == data
+
+
+def test_a_block_of_a_million_nothings_is_refused_at_once() -> None:
+    parts = rlp.decode(BLOCK)
+    nothing = rlp.encode([parts[0], [b""] * 1_000_000, [], []])
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="more than"):
+        decode_block(nothing)
+    assert time.perf_counter() - start < 0.5
 
 
 @given(st.integers(0, len(BLOCK) - 1), st.binary(min_size=1, max_size=4))
