@@ -34,11 +34,9 @@ GROUP_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 secrets = st.integers(1, GROUP_ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
 
 
-@pytest.fixture(autouse=True)
-def quick_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
+def save_quickly(identity: Identity, path: Path, password: str) -> None:
     """The keystore's work factor is a cost, not a claim of these tests."""
-    real = Account.encrypt
-    monkeypatch.setattr(Account, "encrypt", lambda key, password: real(key, password, iterations=2))
+    save_keystore(identity, path, password, scrypt_n=2)
 
 
 def test_the_published_example_has_its_address() -> None:
@@ -146,7 +144,7 @@ def test_the_peer_id_of_another_kind_of_key_is_refused() -> None:
 def test_a_keystore_opens_with_its_password_and_only_for_its_owner(tmp_path: Path) -> None:
     identity = Identity.generate()
     path = tmp_path / "keys" / "site.json"
-    save_keystore(identity, path, "a pass word")
+    save_quickly(identity, path, "a pass word")
     assert load_keystore(path, "a pass word").address == identity.address
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert identity.secret.hex() not in path.read_text()
@@ -156,10 +154,10 @@ def test_a_keystore_opens_with_its_password_and_only_for_its_owner(tmp_path: Pat
 
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "site.json"
-    save_keystore(Identity.generate(), path, "x")
+    save_quickly(Identity.generate(), path, "x")
     before = path.read_bytes()
     with pytest.raises(FileExistsError):
-        save_keystore(Identity.generate(), path, "x")
+        save_quickly(Identity.generate(), path, "x")
     assert path.read_bytes() == before
 
 
@@ -196,7 +194,7 @@ def test_a_file_that_is_no_keystore_is_named(tmp_path: Path, content: bytes) -> 
 def test_a_keystore_with_a_part_missing_opens_or_is_named(tmp_path: Path) -> None:
     path = tmp_path / "site.json"
     identity, named = Identity.generate(), list[str]()
-    save_keystore(identity, path, "x")
+    save_quickly(identity, path, "x")
     document = json.loads(path.read_text())
     for part in list(document["crypto"]):
         broken = document | {"crypto": {k: v for k, v in document["crypto"].items() if k != part}}
