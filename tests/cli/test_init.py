@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swarm.cli.consortium import seats, write_consortium
+from swarm.cli.consortium import places_of, write_consortium
 from swarm.config import check_site, load_policy, load_site, load_swarm
 from swarm.errors import ConfigError, StorageError
 
@@ -101,19 +101,23 @@ def test_an_unknown_example_is_refused_with_the_ones_there_are(swarm: Swarm, tmp
 
 def test_ports_past_the_last_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="the last is 65535"):
-        seats(["a", "b"], base_port=65535)
+        places_of(["a", "b"], base_port=65535)
 
 
 def test_ports_count_up_on_one_machine_and_start_again_at_each_host() -> None:
-    here = seats(["a", "b"], base_port=5000)
-    assert [seat.address for seat in here] == ["/ip4/127.0.0.1/tcp/5000", "/ip4/127.0.0.1/tcp/5001"]
-    there = seats(["a@10.0.0.1", "b@[2001:db8::1]", "c@[::1]:7"], base_port=5000)
-    assert [seat.address for seat in there] == ["/ip4/10.0.0.1/tcp/5000", "/ip6/2001:db8::1/tcp/5000", "/ip6/::1/tcp/7"]
-    assert [seat.listen for seat in there] == ["/ip4/0.0.0.0/tcp/5000", "/ip6/::/tcp/5000", "/ip6/::1/tcp/7"]
+    here = places_of(["a", "b"], base_port=5000)
+    assert [place.address for place in here] == ["/ip4/127.0.0.1/tcp/5000", "/ip4/127.0.0.1/tcp/5001"]
+    there = places_of(["a@10.0.0.1", "b@[2001:db8::1]", "c@[::1]:7"], base_port=5000)
+    assert [place.address for place in there] == [
+        "/ip4/10.0.0.1/tcp/5000",
+        "/ip6/2001:db8::1/tcp/5000",
+        "/ip6/::1/tcp/7",
+    ]
+    assert [place.listen for place in there] == ["/ip4/0.0.0.0/tcp/5000", "/ip6/::/tcp/5000", "/ip6/::1/tcp/7"]
 
 
 def test_free_ports_are_all_different() -> None:
-    assert len({seat.port for seat in seats([f"m{number}" for number in range(20)], base_port=0)}) == 20
+    assert len({place.port for place in places_of([f"m{number}" for number in range(20)], base_port=0)}) == 20
 
 
 def test_what_fails_midway_leaves_no_folder_behind(tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ def test_what_fails_midway_leaves_no_folder_behind(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageError, match="No space left"):
-        write_consortium(tmp_path / "new", name="x", members=seats(["a"], base_port=0), progress=give_up)
+        write_consortium(tmp_path / "new", name="x", members=places_of(["a"], base_port=0), progress=give_up)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,5 +157,5 @@ def test_a_newcomers_own_key_prints_public_lines_that_fit_its_settings(swarm: Sw
 
 def test_settings_with_a_name_that_needs_quotes_load(tmp_path: Path) -> None:
     name = 'Σ "north" \\ 1'
-    write_consortium(tmp_path / "new", name=name, members=seats(["a"], base_port=0))
+    write_consortium(tmp_path / "new", name=name, members=places_of(["a"], base_port=0))
     assert load_swarm(tmp_path / "new" / "swarm.toml").name == name
