@@ -43,6 +43,8 @@ class Plan:
     """One of `MISTAKES`: every honest member makes it."""
     skew_s: float = 0.2
     """Members' clocks are up to this much wrong."""
+    patience: float = 1.0
+    """Factor on the policy's deadlines (12, 4 and 4 seconds)."""
     train_s: float = 2.0
     """Mean of the virtual time that a site trains for a round."""
     trouble_s: float = 30.0
@@ -68,9 +70,9 @@ class Plan:
             rounds=self.rounds,
             sync_interval=10,
             submissions_min=min(2, self.members),
-            submit_s=12.0,
-            merge_s=4.0,
-            attest_s=4.0,
+            submit_s=12.0 * self.patience,
+            merge_s=4.0 * self.patience,
+            attest_s=4.0 * self.patience,
         )
 
     @property
@@ -123,6 +125,7 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
         gone=gone,
         liar=liar,
         skew_s=rng.choice([0.0, 0.2, 1.0]),
+        patience=rng.choice([0.4, 1.0, 1.0]),
         train_s=rng.choice([0.5, 2.0, 4.0]),
         trouble_s=rng.choice([15.0, 30.0]),
     )

@@ -6,6 +6,7 @@ Everything is drawn from the plan's seed before it happens, and ends when the pl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,15 @@ from sim.site import Site
 from sim.story import Story
 from swarm.encoding import Address
 from swarm.net.memory import MemoryNetwork
+from swarm.node.agreement import CONSENSUS
 from swarm.rounds import fault_max
 
 SHAKEN_S = 10.0
 """How long a round may suffer from a trouble that is over: requests under way time out, nodes catch up."""
-STEPS = ("Submitted", "MergeStarted", "Published", "Attested")
-"""Events of a member at which it may be killed: the steps of a round."""
+STEPS = ("Submitted", "MergeStarted", "Published", "Attested", "vote", "vote")
+"""Moments at which a member may be killed: the steps of a round by the ledger's events, and in the middle of a vote."""
+VOTES = 200
+"""Messages of consensus that a validator sends in a short run, about: one of them is its last."""
 
 _WHO = {"Submitted": "member", "MergeStarted": "leader", "Published": "leader", "Attested": "member"}
 
@@ -59,6 +63,7 @@ class Troubles:
         self._start = start
         self._chance = plan.rng("fate")
         self._on = False
+        self._enough = asyncio.Event()
         self._parted = False
         self._shaken_s = float("-inf")
         self._ambushes: list[_Ambush] = []
@@ -68,6 +73,8 @@ class Troubles:
 
     def fate(self, source: Address, target: Address, protocol: str, size: int) -> float | None:
         """The delay of a message, or None if it is lost."""
+        if protocol == CONSENSUS and self._ambushes:
+            self._spring("vote", source)
         if self._on and self._plan.loss and self._chance.random() < self._plan.loss:
             return None
         return self._chance.expovariate(1.0 / self._plan.delay_s) if self._plan.delay_s else 0.0
@@ -81,7 +88,6 @@ class Troubles:
 
     async def rage(self) -> None:
         """All troubles of the plan, until they are over and every site that comes back is back."""
-        loop = asyncio.get_running_loop()
         rng = self._plan.rng("troubles")
         self._on = True
         late_s = self._plan.trouble_s * 0.8
@@ -89,7 +95,7 @@ class Troubles:
             site, down_s = rng.choice(self._sites), rng.uniform(0.2, 12.0)
             blocks_lost = rng.randint(1, 4) if power else 0
             step = rng.choice(["", "", *STEPS])
-            skip, when_s = rng.randrange(self._plan.rounds), rng.uniform(0.0, late_s)
+            skip, when_s = rng.randrange(VOTES if step == "vote" else self._plan.rounds), rng.uniform(0.0, late_s)
             if step:
                 self._ambushes.append(_Ambush(site, step, skip, down_s, blocks_lost))
             else:
@@ -104,25 +110,35 @@ class Troubles:
         honest = [site for site in self._sites[1:] if not site.dishonest]
         for site in rng.sample(honest, self._plan.gone):
             self._ambushes.append(_Ambush(site, "Submitted", rng.randrange(self._plan.rounds), None, 0))
-        until_s = loop.time() + self._plan.trouble_s
-        await asyncio.sleep(self._plan.trouble_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._enough.wait(), self._plan.trouble_s)
+        self._enough.set()
         self._ambushes.clear()
         while any(not task.done() for task in self._under_way):
             await asyncio.wait(self._under_way)
         self._feel()
         self._on = False
-        assert loop.time() >= until_s
         self._story.say("the troubles are over")
+
+    def stop(self) -> None:
+        """No new troubles; those that began end in their time."""
+        self._enough.set()
 
     def upon(self, event: str, found: Mapping[str, Any]) -> None:
         """An event is on the ledger: a member that was to die at it dies now."""
-        who = found.get(_WHO.get(event, ""))
+        if event in _WHO:
+            self._spring(event, found[_WHO[event]])
+
+    def _spring(self, event: str, who: Address) -> None:
         for ambush in list(self._ambushes):
             if ambush.event != event or ambush.site.identity.address != who:
                 continue
             ambush.skip -= 1
             if ambush.skip < 0:
                 self._ambushes.remove(ambush)
+                if event == "vote":
+                    # Now: of those that it was about to tell, the others hear nothing.
+                    self._network.crash(who)
                 self._under_way.append(self._start(self._crash(ambush.site, ambush.down_s, ambush.blocks_lost)))
 
     def _feel(self) -> None:
@@ -133,7 +149,9 @@ class Troubles:
 
     def _later(self, delay_s: float, what: Callable[[], Awaitable[None]]) -> None:
         async def wait() -> None:
-            await asyncio.sleep(delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._enough.wait(), delay_s)
+                return
             await what()
 
         self._under_way.append(self._start(wait()))

@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -238,6 +239,8 @@ class World:
                 at = self.observer.round.number if self.observer.round is not None else 0
                 raise Violation(f"{self.plan.calm_s:g} s after the last trouble the run is still at round {at}")
         self._calm_s = max(self._loop.time() - calm_s, 0.0)
+        self.troubles.stop()
+        await raging
         await self._catch_up()
         self._compare(trainers)
 
@@ -302,10 +305,9 @@ class World:
     def _break(self, error: BaseException) -> None:
         if not self._broken.done():
             if not isinstance(error, Violation):
-                text = f"{type(error).__name__}: {error}"
-                violation = Violation(text)
-                violation.__cause__ = error
-                error = violation
+                place = traceback.extract_tb(error.__traceback__)[-1:]
+                where = "".join(f" ({Path(frame.filename).name} line {frame.lineno})" for frame in place)
+                error = Violation(f"{type(error).__name__}: {error}{where}")
             self._broken.set_exception(error)
 
     def _upon_exception(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
