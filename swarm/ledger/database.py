@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.encoding import Digest, sha256
-from swarm.errors import ConfigError, StorageError
+from swarm.errors import ConfigError, StorageError, UnavailableError
 
 # A power cut may take the blocks since the last checkpoint of the WAL: 1000 pages, at least ten a block.
 VOTES_KEPT = 256
@@ -56,6 +56,7 @@ class Database:
             StorageError: the folder cannot be written, or its files are damaged; says what to do.
         """
         self.folder = folder
+        self._closed = False
         self._path, self._votes_path = folder / "ledger.sqlite", folder / "votes.sqlite"
         with contextlib.ExitStack() as opened:
             self._lock = _lock(folder)
@@ -70,6 +71,7 @@ class Database:
 
     def close(self) -> None:
         """Close both files and let go of the folder."""
+        self._closed = True
         with self._translated():
             self._opened.close()
 
@@ -210,6 +212,10 @@ class Database:
         path = self._votes_path if votes else self._path
         try:
             yield
+        except sqlite3.ProgrammingError as error:
+            if self._closed:
+                raise UnavailableError(f"the ledger in {self.folder} is closed") from error
+            raise
         except (sqlite3.Error, UnicodeDecodeError) as error:
             # A damaged schema can make SQLite's own message unreadable.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF

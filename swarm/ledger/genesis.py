@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from swarm.config import SwarmConfig
 from swarm.encoding import ZERO_DIGEST, Address, Digest
 from swarm.errors import ConfigError
 from swarm.ledger.artifact import artifact
-from swarm.ledger.evm import TRANSACTION_GAS_MAX, Allocation, Evm, Execution
+
+if TYPE_CHECKING:
+    from swarm.ledger.evm import Allocation, Evm, Execution
 
 CONSORTIUM: Address = bytes.fromhex("0000000000000000000000000000000000001001")
 RUNS: Address = bytes.fromhex("0000000000000000000000000000000000001002")
@@ -42,6 +45,9 @@ class Genesis:
         Raises:
             ConfigError: a number in it cannot work, or the contracts refuse the founders; says which and why.
         """
+        # Who only needs the contracts' addresses does not load the EVM.
+        from swarm.ledger.evm import TRANSACTION_GAS_MAX, Evm
+
         if not 0 < config.chain_id < 1 << 53:
             raise ConfigError(f"chain_id = {config.chain_id}, but it has to be 1 to 2**53 - 1")
         if not 0 < config.created_ms < 1 << 53:
@@ -59,6 +65,8 @@ class Genesis:
 
 
 def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
+    from swarm.ledger.evm import Allocation
+
     founders = [
         # A member's identity is in its endpoint's PeerID; the fingerprint is for those who add one of another kind.
         (member.address, member.operator, member.name, member.endpoint, ZERO_DIGEST, member.validator)

@@ -89,6 +89,9 @@ class Snapshot:
     def advance(self, changes: Changes) -> None:
         """Become the state after a block on top of this one."""
         self.root = changes.root
+        if len(self._slots) + len(self._accounts) > 2 * _CACHE_MAX:
+            self._slots.clear()
+            self._accounts.clear()
         self._accounts.update(changes.accounts)
         self._slots.update(changes.slots)
 

@@ -17,7 +17,7 @@ Node = list[Any]
 _EMPTY_ROOT = keccak256(b"\x80")
 _NIBBLES = [bytes((byte >> 4, byte & 15)) for byte in range(256)]
 # Decoded nodes of a busy ledger's hot paths; about 1 KB each.
-_CACHE_MAX = 50_000
+_CACHE_MAX = 20_000
 
 
 class MissingNodeError(KeyError):

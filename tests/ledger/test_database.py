@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from swarm.consensus.certificate import Certificate
-from swarm.errors import ConfigError, StorageError
+from swarm.errors import ConfigError, StorageError, UnavailableError
 from swarm.ledger.database import VOTES_KEPT, Database
 from swarm.ledger.ledger import Ledger
 from tests.ledger import world
@@ -252,6 +252,16 @@ def test_two_nodes_cannot_share_a_folder(tmp_path: Path) -> None:
         world.open_ledger(tmp_path)
     ledger.close()
     world.open_ledger(tmp_path).close()
+
+
+def test_a_closed_ledger_is_not_called_damaged(tmp_path: Path) -> None:
+    ledger = world.open_ledger(tmp_path)
+    ledger.close()
+    ledger.close()
+    with pytest.raises(UnavailableError, match="is closed"):
+        ledger.saved_vote(1)
+    with pytest.raises(UnavailableError, match="is closed"):
+        ledger.certificate(0)
 
 
 def test_a_killed_nodes_lock_is_free(tmp_path: Path) -> None:
