@@ -10,9 +10,10 @@ The patients' test rows are FLamby's; AUC and accuracy are given for each hospit
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -204,8 +205,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="the last checkpoint of the run `heart` (of --seed)")
     parser.add_argument("--scaling", type=Path, help="the checkpoint of the run `heart-scaling`")
     parser.add_argument("--data", type=Path, default=FOLDER)
+    parser.add_argument("--json", action="store_true", help="print the rows for a program")
     given = parser.parse_args()
-    if given.checkpoint is not None:
+    if given.json:
+        print(
+            json.dumps([asdict(row) for row in results(given.seed, given.checkpoint, given.scaling, folder=given.data)])
+        )
+    elif given.checkpoint is not None:
         print(table(results(given.seed, given.checkpoint, given.scaling, folder=given.data)))
     else:
         many = [results(given.seed + i, scaling=given.scaling, folder=given.data) for i in range(given.seeds)]

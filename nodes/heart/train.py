@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from swarm import SwarmCallback, SwarmError, sum_over_members
 from swarm.learn import save_model
 
 
-def train(site: Path, *, hospital: str, folder: Path, seed: int) -> None:
+def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float) -> None:
     """Take part in both runs with one hospital's patients, to the end."""
     patients = load(hospital, folder)
     scaling = Scaling.of(sum_over_members(site, sums_of(patients.train.x), run="heart-scaling"))
@@ -43,6 +44,7 @@ def train(site: Path, *, hospital: str, folder: Path, seed: int) -> None:
             scores = score(model, scaling(patients.test.x), patients.test.y)
             swarm.on_epoch_end(metrics=scores)
             print(f"{hospital}: round {swarm.round}: {describe(scores)}", flush=True)
+            time.sleep(pause_s)
     print(f"{hospital}: finished with checkpoint {swarm.checkpoint}", flush=True)
 
 
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hospital", choices=data.HOSPITALS, help="whose patients (default: the settings' file name)")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HEART_DATA", data.FOLDER)))
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each round, to watch it happen")
     parser.add_argument("--genesis", type=Path, help="write what a run starts from, and stop")
     parser.add_argument("--run", choices=("heart", "heart-scaling"), default="heart", help="for --genesis: which run")
     given = parser.parse_args()
@@ -66,7 +69,13 @@ def main() -> None:
     elif given.site is None:
         parser.error("name this site's settings, sites/NAME.toml, or --genesis FILE")
     else:
-        train(given.site, hospital=given.hospital or given.site.stem, folder=given.data, seed=given.seed)
+        train(
+            given.site,
+            hospital=given.hospital or given.site.stem,
+            folder=given.data,
+            seed=given.seed,
+            pause_s=given.pause,
+        )
 
 
 if __name__ == "__main__":

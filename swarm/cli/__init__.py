@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from swarm.cli import audit, init, members, node, run, screen, status, train
+from swarm.cli import audit, demo, init, members, node, run, screen, status, train
 from swarm.errors import SwarmError
 
 
@@ -38,6 +38,7 @@ app.command()(node.node)
 app.command()(train.train)
 app.command()(status.status)
 app.command()(audit.audit)
+app.command()(demo.demo)
 app.add_typer(run.app, name="run")
 app.add_typer(members.app, name="members")
 
