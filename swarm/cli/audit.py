@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from swarm.audit import Report
-from swarm.audit import audit as audit_folder
 from swarm.cli import screen
 from swarm.cli.arguments import Json
+
+if TYPE_CHECKING:
+    from swarm.audit import Report
 
 
 def audit(
@@ -39,6 +40,8 @@ def audit(
 
 def run_audit(folder: Path) -> Report:
     """The audit of a folder, with a progress bar."""
+    from swarm.audit import audit as audit_folder  # brings in the EVM: other commands start without it
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen.err, transient=True) as bar:
         tasks: dict[str, int] = {}
