@@ -161,31 +161,45 @@ async def test_another_member_at_a_members_place_is_not_taken_for_it(swarm: Swar
 # Life
 
 
-async def test_three_hundred_members_lines_come_and_go(swarm: Swarm) -> None:
+class Caller:
+    """The other end of a line, without a transport around it."""
+
+    def __init__(self, number: int, target: Libp2pTransport) -> None:
+        self.ready = False
+        self._target = target
+        self._connection = Connection(CREDENTIALS[number], self, dialled=target.me)  # type: ignore[arg-type]
+
+    def admit(self, connection: Connection, remote: Address) -> None:
+        assert remote == self._target.me
+
+    def opened(self, connection: Connection) -> None:
+        self.ready = True
+
+    async def call(self) -> asyncio.StreamWriter:
+        """Until messages can travel, or the other side closes."""
+        reader, writer = await stranger(self._target)
+        async with asyncio.timeout(5):
+            while not self.ready:
+                writer.write(self._connection.outgoing(4096))
+                data = await reader.read(4096)
+                if not data:
+                    break
+                self._connection.receive(memoryview(data))
+        return writer
+
+
+CREDENTIALS = {number: Credentials(identity(number)) for number in (2, 9)}
+
+
+async def test_three_hundred_lines_of_a_member_come_and_go(swarm: Swarm) -> None:
     """The library holds a slot for each inbound connection until the process ends, and goes deaf after 250."""
     a = await one(swarm, 1)
-    credentials = Credentials(identity(2))
     a.set_members({identity(2).address: f"/ip4/127.0.0.1/tcp/9/p2p/{identity(2).peer_id}"})
     before = open_files(), len(asyncio.all_tasks())
-
-    class Caller:
-        def __init__(self) -> None:
-            self.ready = False
-
-        def admit(self, connection: Connection, remote: Address) -> None:
-            assert remote == a.me
-
-        def opened(self, connection: Connection) -> None:
-            self.ready = True
-
     for turn in range(300):
-        reader, writer = await stranger(a)
-        caller = Caller()
-        connection = Connection(credentials, caller, dialled=a.me)  # type: ignore[arg-type]
-        async with asyncio.timeout(5):
-            while not caller.ready:
-                writer.write(connection.outgoing(4096))
-                connection.receive(memoryview(await reader.read(4096)))
+        caller = Caller(2, a)
+        writer = await caller.call()
+        assert caller.ready
         await until(lambda: bool(a.connected()))
         if turn % 2:
             writer.transport.abort()
@@ -195,12 +209,24 @@ async def test_three_hundred_members_lines_come_and_go(swarm: Swarm) -> None:
     await until(lambda: (open_files(), len(asyncio.all_tasks())) <= before)
 
 
+async def test_who_is_no_member_is_sent_away_right_after_its_key_is_proven(swarm: Swarm) -> None:
+    a = await one(swarm, 1)
+    a.set_members({identity(2).address: ""})
+    for number, welcome in ((2, True), (9, False), (2, True)):
+        caller = Caller(number, a)
+        with suppress(ConnectionError):
+            (await caller.call()).close()
+        assert caller.ready == welcome
+
+
 async def test_a_cut_path_is_noticed_by_missing_pings(swarm: Swarm) -> None:
     """Nothing tells that a path is gone but silence; the library waits for ever."""
     async with Line() as line:
         a, b = await through(line, swarm, ping_s=0.1)
+        (peer,) = b._mesh._peers.values()
+        wires = list(peer.wires)
         await asyncio.sleep(0.6)
-        assert b.connected() == {a.me}, "pings keep an idle line"
+        assert peer.wires == wires, "pings keep an idle line"
         asked = asyncio.create_task(b.request(a.me, "/echo", b"x", timeout_s=60))
         assert await asked == b"x"
         line.deaf = True

@@ -81,8 +81,9 @@ def test_nothing_in_common_ends_the_opening_side() -> None:
         b"\x00",
         b"\x13/multistream/9.0.0\n",
         b"\x13/multistream/1.0.0 ",
-        b"\xff\xff\xff\xff\x7f",  # a line of 34 GB
-        bytes([0x81 | (LINE_MAX & 0x7F), LINE_MAX >> 7]),  # one byte more than is read
+        b"\x13/multistream/1.0.0\n\xff\xff\xff\xff\x7f",  # a line of 34 GB
+        b"\x13/multistream/1.0.0\n" + bytes([0x81 | (LINE_MAX & 0x7F), LINE_MAX >> 7]),  # one byte more than is read
+        b"\x13/multistream/1.0.0\n\x00",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )

@@ -123,15 +123,23 @@ async def test_a_liar_and_an_absent_source_are_passed_over(swarm: Swarm, tmp_pat
     async def cut_short(what: bytes, answer: bytes) -> bytes:
         return answer[: len(answer) // 2]
 
-    me, sources = await sites(swarm, tmp_path, lie, lie_early, cut_short, None, None)
+    async def describe_another(what: bytes, answer: bytes) -> bytes:
+        return pack([9 * MIB + 5, bytes(320), b""]) if what == b"describe" else answer
+
+    async def go_on(what: bytes, answer: bytes) -> bytes:
+        return answer + b"more"
+
+    me, sources = await sites(swarm, tmp_path, describe_another, lie, lie_early, cut_short, go_on, None, None)
     data = blob(9 * MIB + 5)
-    for source in (*sources[:3], sources[4]):
+    for source in (*sources[:5], sources[6]):
         digest = source.store.put(data)
     absent = identity(200).address
     order = [me.me, absent, *(source.me for source in sources)]
     await pull(me.transport, me.store, digest, order, size_max=SIZE_MAX)
     assert me.store.read(digest, 0, len(data)) == data
-    assert any(what == b"range" for what, _, _ in sources[4].asked)
+    ranges = [sum(what == b"range" for what, _, _ in source.asked) for source in sources]
+    assert max(ranges[:6]) <= 1, "a liar is asked once"
+    assert ranges[6] > 1
 
 
 async def test_only_liars_leave_it_unavailable_and_nothing_wrong_is_kept(swarm: Swarm, tmp_path: Path) -> None:
@@ -301,6 +309,27 @@ async def test_two_pulls_of_one_object_at_once_both_end(swarm: Swarm, tmp_path: 
     digest = source.store.put(data)
     pulls = [pull(me.transport, me.store, digest, [source.me], size_max=SIZE_MAX) for _ in range(3)]
     await asyncio.gather(*pulls)
+    assert me.store.read(digest, 0, len(data)) == data
+
+
+async def test_a_pull_that_is_cancelled_does_not_stop_another_of_the_same_object(swarm: Swarm, tmp_path: Path) -> None:
+    async def slowly(what: bytes, answer: bytes) -> bytes:
+        await asyncio.sleep(0.02)
+        return answer
+
+    me, (source,) = await sites(swarm, tmp_path, slowly)
+    data = blob(20 * MIB)
+    digest = source.store.put(data)
+    some = asyncio.Event()
+    stays, goes = (
+        asyncio.create_task(
+            pull(me.transport, me.store, digest, [source.me], size_max=SIZE_MAX, progress=lambda here, of: some.set())
+        )
+        for _ in range(2)
+    )
+    await some.wait()
+    goes.cancel()
+    await stays
     assert me.store.read(digest, 0, len(data)) == data
 
 
