@@ -95,6 +95,9 @@ class Have:
     """What training produced for the current round."""
     merged: Digest | None = None
     """This node's own merge of the round's base and unstruck submissions."""
+    unusable: frozenset[Digest] = frozenset()
+    """Submitted objects that are here and that no merge under the policy takes (wrong tensors, not finite): every
+    honest member finds the same, and reports them like bytes that never came."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class ReportMissing:
-    """Say on the ledger that a submission's bytes never came."""
+    """Say on the ledger that a submission's bytes never came, or are nothing that can be merged."""
 
     run: int
     round: int
@@ -232,13 +235,15 @@ def duties(
             count = min(len(others), fault_max(len(others) + 1) + 1)
             owed.add(Submit(state.run, state.round, update, others, count))
     elif have.merged is None:
-        if not absent and state.base in have.objects:
+        unusable = [s for s in state.merged if s.digest in have.unusable]
+        if not absent and not unusable and state.base in have.objects:
             owed.add(Merge(state.run, state.round, state.base, state.merged))
-        elif state.phase is Phase.MERGE and me in submitters and now_s >= state.deadline_s - merge_s / 2:
+        elif state.phase is Phase.MERGE and me in submitters:
+            late = absent if now_s >= state.deadline_s - merge_s / 2 else []
             reported = {member for reporter, member in state.missing if reporter == me}
             owed.update(
                 ReportMissing(state.run, state.round, s.member)
-                for s in absent
+                for s in (*unusable, *late)
                 if s.member != me and s.member not in reported
             )
     elif state.phase is Phase.MERGE:

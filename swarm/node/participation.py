@@ -22,7 +22,7 @@ from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, Un
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import check_update, first_difference, merge_files
+from swarm.merge import BadUpdate, check_update, first_difference, merge_files
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
 from swarm.rounds import (
@@ -80,6 +80,8 @@ class Effort:
     update: Update | None = None
     merges: dict[tuple[Digest, tuple[Submission, ...]], Digest] = field(default_factory=dict)
     """What this node's merge of a base and its submissions gave, in the current round."""
+    unusable: frozenset[Digest] = frozenset()
+    """Submitted to the current round, and nothing that a merge takes."""
     attached: bool = False
     """Training is attached: this member is awaited in rounds."""
     unfit: bool = False
@@ -185,7 +187,7 @@ class Participation:
                 {state.base, effort.run.policy, *(s.digest for s in state.submissions)}, f"run {state.run}"
             )
             if before is None or (before.round, before.state) != (state.round, state.state):
-                effort.merges = {}
+                effort.merges, effort.unusable = {}, frozenset()
                 if effort.update is not None and effort.update.round < state.round:
                     effort.update = None
                 if before is not None and before.round < state.round:
@@ -244,6 +246,7 @@ class Participation:
             objects=frozenset(digest for digest in named if self._store.has(digest)),
             update=effort.update,
             merged=effort.merges.get((state.base, state.merged)),
+            unusable=effort.unusable,
         )
 
     def _knows_policy(self, effort: Effort) -> bool:
@@ -308,7 +311,16 @@ class Participation:
 
     async def _fetch(self, duty: Fetch) -> None:
         if not self._store.has(duty.digest):
-            await pull(self._transport, self._store, duty.digest, duty.sources, size_max=OBJECT_MAX_BYTES)
+            size_max = self._size_max(duty.digest)
+            await pull(self._transport, self._store, duty.digest, duty.sources, size_max=size_max)
+
+    def _size_max(self, digest: Digest) -> int:
+        """An update has its checkpoint's tensors, so a member that submits something larger fills nobody's disk."""
+        for effort in self.efforts.values():
+            state = effort.state
+            if state is not None and digest in {s.digest for s in state.submissions} and self._store.has(state.base):
+                return self._store.size(state.base)
+        return OBJECT_MAX_BYTES
 
     async def _submit(self, duty: Submit) -> None:
         await self._give_custody(duty)
@@ -379,14 +391,21 @@ class Participation:
         assert policy is not None
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             out = Path(folder) / "checkpoint.safetensors"
-            await asyncio.to_thread(
-                merge_files,
-                self._store.path(duty.base),
-                [self._store.path(s.digest) for s in duty.submissions],
-                [s.weight for s in duty.submissions],
-                policy,
-                out,
-            )
+            try:
+                await asyncio.to_thread(
+                    merge_files,
+                    self._store.path(duty.base),
+                    [self._store.path(s.digest) for s in duty.submissions],
+                    [s.weight for s in duty.submissions],
+                    policy,
+                    out,
+                )
+            except BadUpdate as error:
+                bad = duty.submissions[error.index]
+                effort.unusable |= {bad.digest}
+                logger.warning("run %d round %d: no merge takes the update of %s: %s", duty.run, duty.round,
+                               short(bad.member), error)  # fmt: skip
+                return
             digest = await asyncio.to_thread(partial(self._store.put_file, out, move=True))
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = digest

@@ -18,7 +18,7 @@ from swarm.cli.node import set_up_log
 from swarm.encoding import sha256
 from swarm.node.participation import Participation
 from swarm.node.process import run_node
-from swarm.rounds import Duty, Merge, Phase, Publish
+from swarm.rounds import Duty, Merge, Phase, Publish, Submit
 
 DIE_IN_ROUND = 2
 
@@ -96,6 +96,17 @@ class PublishesOneBit(Participation):
         await super()._perform(duty)
 
 
+class SubmitsNonsense(Participation):
+    """Submits, and serves, an update whose last value is not a number; its weight would spoil every merge."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Submit) and duty.round == DIE_IN_ROUND:
+            data = bytearray(self._store.read(duty.update.digest, 0, self._store.size(duty.update.digest)))
+            data[-4:] = b"\x00\x00\xc0\x7f"
+            duty = replace(duty, update=replace(duty.update, digest=self._store.put(bytes(data))))
+        await super()._perform(duty)
+
+
 class NeverSpeaks(Participation):
     """Merges, and does not publish."""
 
@@ -115,6 +126,7 @@ KINDS: dict[str, type[Participation]] = {
         PublishesAnother,
         PublishesOneBit,
         NeverSpeaks,
+        SubmitsNonsense,
     )
 }
 

@@ -101,3 +101,17 @@ def test_a_dishonest_leader_is_replaced_in_the_same_round(tmp_path: Path, kind: 
         later = told[DIE_IN_ROUND + 1 :]
         assert liar not in [one["leader"] for one in later], "a leader that was refused leads no more in this run"
         assert all(liar in [s["name"] for s in one["submissions"]] for one in later), "but its updates count"
+
+
+def test_an_update_that_no_merge_takes_is_struck_and_the_round_closes_without_it(tmp_path: Path) -> None:
+    with Hospitals(tmp_path, NAMES) as hospitals:
+        hospitals.start("north", kind="SubmitsNonsense")
+        for name in NAMES[1:]:
+            hospitals.start(name)
+        hospitals.open_run(rounds=DIE_IN_ROUND + 2)
+        for name in NAMES:
+            hospitals.train(name)
+        hospitals.join(90)
+        assert len(set(hospitals.finals.values())) == 1
+        told = rounds_of(hospitals, "east")
+        assert [one["struck"] for one in told] == [["north"] if n == DIE_IN_ROUND else [] for n in range(len(told))]
