@@ -118,6 +118,24 @@ STRUCK_C = (ALL[0], ALL[1], submission(C, struck=True), ALL[3])
 
 SITUATIONS = [
     Situation(
+        "an update that no merge takes is reported at once, and nothing is merged with it",
+        state(Phase.MERGE),
+        Have(EVERYTHING, unusable=frozenset({ALL[2].digest})),
+        frozenset({ReportMissing(RUN, ROUND, C)}),
+    ),
+    Situation(
+        "a member does not report its own update",
+        state(Phase.MERGE),
+        Have(EVERYTHING, unusable=frozenset({ALL[0].digest})),
+        frozenset(),
+    ),
+    Situation(
+        "an update that no merge takes is reported once",
+        state(Phase.MERGE, missing=[(A, C)]),
+        Have(EVERYTHING, unusable=frozenset({ALL[2].digest})),
+        frozenset(),
+    ),
+    Situation(
         "a fresh site has to get the checkpoint first",
         state(Phase.SUBMIT, (), deadline_s=0),
         Have(),
