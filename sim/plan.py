@@ -37,6 +37,10 @@ class Plan:
     """Times that the network falls into two parts and heals."""
     gone: int = 0
     """Members that are killed in the middle of a round and never come back: at most what the swarm tolerates."""
+    leaves: int = 0
+    """Validators that stand down, are off for a while, and resume; one after the other."""
+    newcomers: int = 0
+    """1: a new member is admitted in the middle, starts from nothing and joins the run."""
     liar: str = ""
     """One of `LIARS`: the last member is dishonest in this way."""
     mistake: str = ""
@@ -54,6 +58,8 @@ class Plan:
             raise ValueError(f"there is no liar {self.liar!r}; there are {', '.join(LIARS)}")
         if self.mistake and self.mistake not in MISTAKES:
             raise ValueError(f"there is no mistake {self.mistake!r}; there are {', '.join(MISTAKES)}")
+        if self.newcomers not in (0, 1):
+            raise ValueError("there is one newcomer at most")
         faulty = self.gone + bool(self.liar)
         if faulty > fault_max(self.members):
             raise ValueError(
@@ -123,6 +129,8 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
         blackouts=rng.choice([0, 0, 0, 0, 0, 1]),
         partitions=rng.choice([0, 0, 0, 1, 2]),
         gone=gone,
+        leaves=rng.choice([0, 0, 1, 2]) if count - followers > 4 else 0,
+        newcomers=rng.choice([0, 0, 0, 1]),
         liar=liar,
         skew_s=rng.choice([0.0, 0.2, 1.0]),
         patience=rng.choice([0.4, 1.0, 1.0]),

@@ -86,8 +86,9 @@ class Site:
     # --- the node's life
 
     async def start(self) -> None:
-        """Start a node on this site's disk, as `swarm.node.process` does."""
-        assert self.node is None
+        """Start a node on this site's disk, as `swarm.node.process` does; nothing happens where one runs."""
+        if self.node is not None:
+            return
         SITE.set(self.name)
         scratch = self.folder / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -105,6 +106,8 @@ class Site:
         )
         self.node = node
         await node.start()
+        if self.node is not node:
+            return  # killed while it started
         loop = asyncio.get_running_loop()
         self._watches = [loop.create_task(self._watch(node)), loop.create_task(self._fail(node))]
         self._down.clear()
@@ -174,20 +177,24 @@ class Site:
             again: called before the request is repeated at a node that was started anew: it has forgotten the line.
         """
         while True:
-            await self._up.wait()
-            node = self.node
-            if node is None:
-                continue
+            node = await self.up()
             try:
                 if self._line is not node:
                     if self._line is not None:
-                        await self._or_down(node, again())
+                        await self.or_down(node, again())
                     self._line = node
-                return await self._or_down(node, request(node.participation))
+                return await self.or_down(node, request(node.participation))
             except (ConnectionResetError, UnavailableError):
                 await asyncio.sleep(PAUSE_S)
 
-    async def _or_down(self, node: Node, answer: Awaitable[T]) -> T:
+    async def up(self) -> Node:
+        """The site's node, once one runs."""
+        while self.node is None or not self._up.is_set():
+            await self._up.wait()
+        return self.node
+
+    async def or_down(self, node: Node, answer: Awaitable[T]) -> T:
+        """The answer of a node; ConnectionResetError if the node ends first."""
         asked, down = asyncio.ensure_future(answer), asyncio.ensure_future(self._down.wait())
         try:
             await asyncio.wait({asked, down}, return_when=asyncio.FIRST_COMPLETED)

@@ -21,6 +21,7 @@ from typing import Any
 from sim.adversaries import behaviour
 from sim.loop import StuckError, VirtualLoop
 from sim.observer import Observer, Violation
+from sim.people import People
 from sim.plan import Plan
 from sim.site import Site
 from sim.story import Story
@@ -36,11 +37,8 @@ from swarm.merkle import digest_of
 from swarm.net.memory import MemoryNetwork
 
 CREATED_MS = 1_700_000_000_000
-RUN = 1
 CATCH_UP_S = 20.0
 """A node hears of the others' height every two seconds, and asks one after the other."""
-PERSON_S = 60.0
-"""How long an operator waits for the ledger to take a vote."""
 
 
 @dataclass(frozen=True)
@@ -92,29 +90,36 @@ def run(plan: Plan, *, tell: Callable[[str], None] | None = None) -> Outcome:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Founding:
+    """What a swarm of so many members starts from; the last person is the newcomer and no founder."""
+
+    keys: tuple[tuple[Identity, Identity], ...]
+    """Node's and operator's."""
+    records: tuple[MemberConfig, ...]
+    config: SwarmConfig
+    genesis: Genesis
+
+
 @lru_cache(maxsize=64)
-def _founded(members: int, followers: int) -> tuple[tuple[tuple[Identity, Identity], ...], SwarmConfig, Genesis]:
-    """Keys, settings and genesis of so many members: equal for all seeds, whose runs elect other leaders anyway."""
+def _founding(members: int, followers: int) -> Founding:
+    """The same for all seeds, whose runs elect other leaders anyway."""
     keys = tuple(
         (Identity(sha256(b"simulated node %d" % i)), Identity(sha256(b"simulated operator %d" % i)))
-        for i in range(members)
+        for i in range(members + 1)
     )
-    config = SwarmConfig(
-        name="simulated",
-        chain_id=1337,
-        created_ms=CREATED_MS,
-        members=tuple(
-            MemberConfig(
-                f"site-{i + 1}",
-                node.address,
-                operator.address,
-                f"/memory/{i}/p2p/{node.peer_id}",
-                i < members - followers,
-            )
-            for i, (node, operator) in enumerate(keys)
-        ),
+    records = tuple(
+        MemberConfig(
+            name=f"site-{i + 1}",
+            address=node.address,
+            operator=operator.address,
+            endpoint=f"/memory/{i}/p2p/{node.peer_id}",
+            validator=not members - followers <= i < members,
+        )
+        for i, (node, operator) in enumerate(keys)
     )
-    return keys, config, Genesis.of(config)
+    config = SwarmConfig(name="simulated", chain_id=1337, created_ms=CREATED_MS, members=records[:members])
+    return Founding(keys, records, config, Genesis.of(config))
 
 
 class World:
@@ -132,19 +137,20 @@ class World:
         self._calm_s = 0.0
         self._began_s = time.process_time()
         network = MemoryNetwork(notice_s=5.0)
-        keys, config, genesis = _founded(plan.members, plan.followers)
+        founding = _founding(plan.members, plan.followers)
         executions, skews = ExecutionCache(), plan.rng("skew")
-        for i, (identity, operator) in enumerate(keys):
+        for i, record in enumerate(founding.records[: plan.members + plan.newcomers]):
+            identity, operator = founding.keys[i]
             skew_s = skews.uniform(-plan.skew_s, plan.skew_s)
             dishonest = bool(plan.liar) and i == plan.members - 1
             self.sites.append(
                 Site(
-                    name=config.members[i].name,
+                    name=record.name,
                     identity=identity,
                     operator=operator,
-                    folder=home / config.members[i].name,
-                    config=config,
-                    genesis=genesis,
+                    folder=home / record.name,
+                    config=founding.config,
+                    genesis=founding.genesis,
                     executions=executions,
                     network=network,
                     clock=lambda skew_s=skew_s: CREATED_MS / 1000 + 60.0 + skew_s + loop.time(),  # type: ignore[misc]
@@ -154,8 +160,11 @@ class World:
                     on_broken=self._break,
                 )
             )
+        self._records = {record.name: record for record in founding.records}
+        self.founders = self.sites[: plan.members]
+        self.people = People(self.founders, self.story)
         names = {site.identity.address: site.name for site in self.sites}
-        self.troubles = Troubles(plan, self.sites, network, self.story, self._start)
+        self.troubles = Troubles(plan, self.founders, network, self.story, self._start)
         network.fate = self.troubles.fate
         self.observer = Observer(
             plan,
@@ -209,9 +218,11 @@ class World:
             self._broken.result()
 
     async def _live(self) -> None:
-        for site in self.sites:
+        for site in self.founders:
             await site.start()
-        await self._agree_on_a_run()
+        checkpoint = first_checkpoint(self.plan.rng("genesis"))
+        self.files[checkpoint.digest] = checkpoint
+        await self.people.agree(self.plan.policy, checkpoint)
         trainers = [
             Trainer(
                 site,
@@ -223,7 +234,11 @@ class World:
             )
             for site in self.sites
         ]
-        training = {site.name: self._start(trainer.train()) for site, trainer in zip(self.sites, trainers, strict=True)}
+        training = {
+            site.name: self._start(trainer.train() if site in self.founders else self._newcomer(site, trainer))
+            for site, trainer in zip(self.sites, trainers, strict=True)
+        }
+        leaves = self._start(self._leaves())
         raging = self._start(self.troubles.rage())
         calm_s = math.inf
         while waited := [t for s in self.sites if not (t := training[s.name]).done() and not (s.dishonest or s.gone)]:
@@ -241,6 +256,7 @@ class World:
         self._calm_s = max(self._loop.time() - calm_s, 0.0)
         self.troubles.stop()
         await raging
+        await leaves
         await self._catch_up()
         self._compare(trainers)
 
@@ -268,22 +284,21 @@ class World:
             if digest_of(site.node.store.path(trainer.result).read_bytes()) != trainer.result:
                 raise Violation(f"the bytes that {site.name} has of {short(trainer.result)} are others")
 
-    async def _agree_on_a_run(self) -> None:
-        policy, proposer = self.plan.policy, self.sites[0]
-        checkpoint = first_checkpoint(self.plan.rng("genesis"))
-        self.files[checkpoint.digest] = checkpoint
-        assert proposer.node is not None
-        proposer.node.store.put(checkpoint.data)
-        proposer.node.store.put(policy.encode())
-        contracts = proposer.node.contracts
-        await contracts.transact(proposer.operator, contracts.propose(policy, checkpoint.digest), timeout_s=PERSON_S)
-        self.story.say(f"{proposer.name} proposes a run of {policy.rounds} rounds among {self.plan.members}")
-        await asyncio.gather(*(self._approve(site) for site in self.sites if site is not proposer))
+    # --- people
 
-    async def _approve(self, site: Site) -> None:
-        assert site.node is not None
-        contracts = site.node.contracts
-        await contracts.transact(site.operator, contracts.approve(RUN), timeout_s=PERSON_S)
+    async def _leaves(self) -> None:
+        """Leaves are planned: one at a time, and people see each through."""
+        chance = self.plan.rng("leaves")
+        validators = [site for site in self.founders[: self.plan.members - self.plan.followers] if not site.dishonest]
+        for site in chance.sample(validators, min(self.plan.leaves, len(validators))):
+            await asyncio.sleep(chance.uniform(0.0, self.plan.trouble_s / 3))
+            if not site.gone:
+                await self.people.leave(site, chance.uniform(1.0, 10.0))
+
+    async def _newcomer(self, site: Site, trainer: Trainer) -> None:
+        await asyncio.sleep(self.plan.rng("newcomer").uniform(0.0, self.plan.trouble_s / 2))
+        await self.people.admit(site, self._records[site.name])
+        await trainer.train()
 
     # --- what must not happen
 

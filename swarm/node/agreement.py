@@ -208,20 +208,19 @@ class Agreement:
         self._wake_soon()
 
     async def _receive_consensus(self, member: Address, payload: bytes) -> bytes:
-        if self._consensus is not None:
-            self._perform(self._consensus.receive(payload, self._now()))
-            if self._consensus.height_seen > self.ledger.head.number + 1:
-                self._heights[member] = max(self._heights.get(member, 0), self._consensus.height_seen - 1)
+        consensus = self._consensus
+        if consensus is not None:
+            self._perform(consensus.receive(payload, self._now()))
+            if consensus.height_seen > self.ledger.head.number + 1:
+                self._heights[member] = max(self._heights.get(member, 0), consensus.height_seen - 1)
                 self._sync_soon()
         return b""
 
     def _perform(self, effects: Sequence[Effect]) -> None:
-        consensus = self._consensus
         for effect in effects:
             match effect:
-                case Save(record=record):
-                    assert consensus is not None
-                    self.ledger.save_vote(consensus.height, record)
+                case Save(record=record, height=height):
+                    self.ledger.save_vote(height, record)
                 case Broadcast(message=message):
                     for member in self.ledger.validators():
                         if member != self._me:
