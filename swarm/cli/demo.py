@@ -332,6 +332,7 @@ class _Demo:
                 str(scaling),
             )
         )
+        (self.folder / "results.json").write_text(json.dumps({"seed": self.seed, "results": rows}, indent=1))
         (screen.out if screen.out.is_terminal else Console(width=140)).print(_results(rows))
         held = same
         if same:
