@@ -22,7 +22,7 @@ test-slow: $(READY)  ## long simulations and whole runs with real processes
 	$(BIN)/python -m pytest -m slow
 
 bench: $(READY)  ## how fast it is here
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.rounds
 
 check: $(READY)  ## style, types, and that the committed contracts are what their sources compile to
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def run_audit(folder: Path) -> Report:
     from swarm.audit import audit as audit_folder  # brings in the EVM: other commands start without it
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=screen.err, transient=True) as bar:
+    with Progress(*columns, console=screen.err, transient=True, disable=not screen.err.is_terminal) as bar:
         tasks: dict[str, int] = {}
 
         def tell(what: str, done: int, of: int) -> None:
