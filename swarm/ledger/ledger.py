@@ -7,11 +7,9 @@ the result for `append`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from swarm.consensus.certificate import CERTIFICATE_BYTES_MAX, Certificate, check_certificate
 from swarm.encoding import ZERO_ADDRESS, Address, Digest, keccak256, short
@@ -22,13 +20,9 @@ from swarm.ledger.block import (
     BLOCK_MAX_BYTES,
     TRANSACTION_MAX_BYTES,
     Header,
-    Log,
-    Receipt,
     Transaction,
-    bloom_of,
     decode_block,
     decode_payload,
-    decode_receipts,
     encode_payload,
     encode_receipts,
     payload_digest,
@@ -36,6 +30,7 @@ from swarm.ledger.block import (
 from swarm.ledger.database import BlockRow, Database
 from swarm.ledger.evm import CALL_GAS, TRANSACTION_GAS_MIN, Evm, Execution, Outcome, check_fits
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
+from swarm.ledger.history import Block, History, LogEntry, Recent
 from swarm.ledger.pool import Pool
 from swarm.ledger.state import Account
 
@@ -47,28 +42,6 @@ these heights bounds how long one proposer can keep a transaction out."""
 BUILD_TRANSACTIONS_MAX = 256
 """What a proposer puts into one block: about half a second of execution, below the shortest view time-out in use."""
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class _Recent(Generic[K, V]):
-    """The values that were used last, at most `size` of them."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[K, V] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        value = self._values.get(key)
-        if value is not None:
-            self._values.move_to_end(key)
-        return value
-
-    def put(self, key: K, value: V) -> None:
-        self._values[key] = value
-        if len(self._values) > self._size:
-            self._values.popitem(last=False)
-
 
 class ExecutionCache:
     """Results that are the same for every ledger: executed blocks, answered calls, checked certificates.
@@ -78,10 +51,10 @@ class ExecutionCache:
 
     def __init__(self) -> None:
         # A block's execution holds its changed trie nodes: some 100 KB. One height has a handful of candidates.
-        self.blocks: _Recent[Digest, Execution] = _Recent(64)
-        self.calls: _Recent[tuple[Hashable, ...], Outcome] = _Recent(1024)
-        self.certificates: _Recent[tuple[Digest, bytes], bool] = _Recent(256)
-        self.transactions: _Recent[Digest, Transaction] = _Recent(1024)
+        self.blocks: Recent[Digest, Execution] = Recent(64)
+        self.calls: Recent[tuple[Hashable, ...], Outcome] = Recent(1024)
+        self.certificates: Recent[tuple[Digest, bytes], bool] = Recent(256)
+        self.transactions: Recent[Digest, Transaction] = Recent(1024)
 
 
 @dataclass(frozen=True)
@@ -93,29 +66,6 @@ class Head:
     timestamp_ms: int
     state_root: Digest
     coinbase: Address
-
-
-@dataclass(frozen=True)
-class Block:
-    """A decided block, read from disk."""
-
-    header: Header
-    raws: tuple[bytes, ...]
-    receipts: tuple[Receipt, ...]
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class LogEntry:
-    """A log and where it stands."""
-
-    log: Log
-    header: Header
-    transaction: Digest
-    position: int
-    """Of the transaction in its block."""
-    index: int
-    """Of the log in its block."""
 
 
 @dataclass(frozen=True)
@@ -144,21 +94,21 @@ class Ledger:
         self._executions = executions
         self._recover = recover
         self._evm = Evm(genesis.chain_id, self._read_state, database.block_hash)
-        self._blocks: _Recent[int, Block] = _Recent(256)
         self._admitted: dict[Address, bool] = {}
         self._touched_members = True
         self._certificate = b""
         row = database.last()
+        self._history = History(database, 0 if row is None else row.number)
         if row is None:
             database.begin(_genesis_row(genesis), genesis.execution.changes.writes)
             self._header = genesis.execution.header
         else:
-            self._header = self._decoded(row).header
+            self._header = self._history.decoded(row).header
             self._certificate = row.certificate
         self._validators = self._read_validators(self._header)
         self._deciders = self._validators
         if row is not None and row.number:
-            self._deciders = self._read_validators(self._block(row.number - 1).header)
+            self._deciders = self._read_validators(self._history.block(row.number - 1).header)
             self._check_found(row)
         self._pool = Pool(self._nonce)
 
@@ -356,7 +306,7 @@ class Ledger:
         self._evm.advance(self._header.state_root, execution.changes)
         self._header, self._certificate, self._deciders = header, sealed, self._validators
         raws = tuple(transaction.raw for transaction in execution.transactions)
-        self._blocks.put(header.number, Block(header, raws, execution.receipts, len(execution.block)))
+        self._history.remember(Block(header, raws, execution.receipts, len(execution.block)))
         self._touched_members = any(address == CONSORTIUM for address, _ in execution.changes.slots)
         if self._touched_members:
             self._admitted.clear()
@@ -516,30 +466,19 @@ class Ledger:
 
     def block(self, number: int) -> Block:
         """A decided block; ValueError if there is none with this number."""
-        if not 0 <= number <= self._header.number:
-            raise ValueError(f"there is no block {number}, the last one is {self._header.number}")
-        return self._block(number)
+        return self._history.block(number)
 
     def block_by_hash(self, digest: Digest) -> Block | None:
         """A decided block by hash."""
-        row = self._database.block_by_hash(digest)
-        return None if row is None else self._block(row.number)
+        return self._history.block_by_hash(digest)
 
     def certificate(self, number: int) -> bytes:
         """The encoded certificate that stands beside a block, empty for genesis; ValueError if there is no block."""
-        row = self._database.block(number) if 0 <= number < 1 << 63 else None
-        if row is None:
-            raise ValueError(f"there is no block {number}, the last one is {self._header.number}")
-        return row.certificate
+        return self._history.certificate(number)
 
     def transaction(self, digest: Digest) -> tuple[Block, int] | None:
         """The block that holds a transaction, and its position there."""
-        place = self._database.transaction(digest)
-        return None if place is None else (self._block(place[0]), place[1])
-
-    def decode_transaction(self, raw: bytes) -> Transaction:
-        """The fields of a transaction of this ledger."""
-        return self._read_transaction(raw)
+        return self._history.transaction(digest)
 
     def logs(
         self,
@@ -550,57 +489,18 @@ class Ledger:
         *,
         logs_max: int,
     ) -> list[LogEntry]:
-        """The logs in these blocks (both ends included) of any of the addresses, if any are given, whose topics are,
-        position by position, one of those asked for; None takes all.
+        """The logs in these blocks that fit (see `History.logs`); ValueError: more than `logs_max` fit."""
+        return self._history.logs(first, last, addresses, topics, logs_max=logs_max)
 
-        Raises:
-            ValueError: more than `logs_max` fit.
-        """
-        found: list[LogEntry] = []
-        wanted = [_bits_any(addresses)] if addresses else []
-        wanted += [_bits_any(options) for options in topics if options is not None]
-        for number, bloom in self._database.blooms(max(first, 0), min(last, self._header.number)):
-            bits = int.from_bytes(bloom, "big")
-            if not bits or not all(any(bits & one == one for one in options) for options in wanted):
-                continue
-            for entry in _entries(self._block(number)):
-                if addresses and entry.log.address not in addresses:
-                    continue
-                if len(entry.log.topics) < len(topics):
-                    continue
-                if any(o is not None and t not in o for o, t in zip(topics, entry.log.topics, strict=False)):
-                    continue
-                if len(found) == logs_max:
-                    raise ValueError(f"more than {logs_max} logs fit; ask for fewer blocks at a time")
-                found.append(entry)
-        return found
+    def decode_transaction(self, raw: bytes) -> Transaction:
+        """The fields of a transaction of this ledger."""
+        return self._read_transaction(raw)
 
     def _root(self, block: int | None) -> Digest:
         return self._header.state_root if block is None else self.block(block).header.state_root
 
     def _nonce(self, address: Address) -> int:
         return self._evm.at(self._header.state_root).account(address).nonce
-
-    def _block(self, number: int) -> Block:
-        block = self._blocks.get(number)
-        if block is None:
-            row = self._database.block(number)
-            if row is None:
-                raise self._database.damaged(f"block {number} is missing")
-            block = self._decoded(row)
-            self._blocks.put(number, block)
-        return block
-
-    def _decoded(self, row: BlockRow) -> Block:
-        try:
-            data, _ = decode_payload(row.payload)
-            header, raws = decode_block(data)
-            receipts = decode_receipts(row.receipts)
-        except ValueError as error:
-            raise self._database.damaged(f"block {row.number}: {error}") from error
-        if header.hash != row.hash or header.number != row.number or len(raws) != len(receipts):
-            raise self._database.damaged(f"block {row.number} has hash {short(header.hash)}, not {short(row.hash)}")
-        return Block(header, raws, receipts, len(data))
 
     def _check_found(self, row: BlockRow) -> None:
         """The last block's certificate is passed on to the next one: it has to be whole."""
@@ -658,17 +558,3 @@ def _read_payload(payload: bytes) -> tuple[Header, tuple[bytes, ...], bytes, byt
 
 def _slot_key(slot: int) -> Digest:
     return keccak256(slot.to_bytes(32, "big"))
-
-
-def _bits_any(values: frozenset[bytes]) -> list[int]:
-    """Each value's bits in a bloom filter."""
-    return [int.from_bytes(bloom_of([Log(value, (), b"")]), "big") for value in values]
-
-
-def _entries(block: Block) -> list[LogEntry]:
-    entries: list[LogEntry] = []
-    for position, (raw, receipt) in enumerate(zip(block.raws, block.receipts, strict=True)):
-        digest = keccak256(raw)
-        for log in receipt.logs:
-            entries.append(LogEntry(log, block.header, digest, position, len(entries)))
-    return entries

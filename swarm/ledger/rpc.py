@@ -27,7 +27,8 @@ from swarm.ledger.block import (
     bloom_of,
 )
 from swarm.ledger.evm import CALL_GAS, TRANSACTION_GAS_MAX, Outcome, contract_address
-from swarm.ledger.ledger import Block, Ledger, LogEntry
+from swarm.ledger.history import Block, LogEntry
+from swarm.ledger.ledger import Ledger
 
 LOG_BLOCKS_MAX = 10_000
 LOGS_MAX = 10_000
