@@ -16,14 +16,15 @@ import data
 import torch
 from data import Scaling, load, sums_of
 from model import describe, empty_sums, new_model, score, step
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from swarm import SwarmCallback, SwarmError, sum_over_members
 from swarm.learn import save_model
 
 
-def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float) -> None:
-    """Take part in both runs with one hospital's patients, to the end."""
+def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float) -> nn.Module:
+    """The model of all hospitals, after taking part in both runs with the patients of one."""
     patients = load(hospital, folder)
     scaling = Scaling.of(sum_over_members(site, sums_of(patients.train.x), run="heart-scaling"))
     print(f"{hospital}: {len(patients.train)} patients, scaling agreed", flush=True)
@@ -46,6 +47,7 @@ def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float)
             print(f"{hospital}: round {swarm.round}: {describe(scores)}", flush=True)
             time.sleep(pause_s)
     print(f"{hospital}: finished with checkpoint {swarm.checkpoint}", flush=True)
+    return model
 
 
 def order_of(seed: int, hospital: str, number: int) -> int:
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--hospital", choices=data.HOSPITALS, help="whose patients (default: the settings' file name)")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HEART_DATA", data.FOLDER)))
     parser.add_argument("--pause", type=float, default=0.0, help="seconds after each round, to watch it happen")
+    parser.add_argument("--out", type=Path, help="write the last checkpoint here")
     parser.add_argument("--genesis", type=Path, help="write what a run starts from, and stop")
     parser.add_argument("--run", choices=("heart", "heart-scaling"), default="heart", help="for --genesis: which run")
     given = parser.parse_args()
@@ -69,13 +72,15 @@ def main() -> None:
     elif given.site is None:
         parser.error("name this site's settings, sites/NAME.toml, or --genesis FILE")
     else:
-        train(
+        model = train(
             given.site,
             hospital=given.hospital or given.site.stem,
             folder=given.data,
             seed=given.seed,
             pause_s=given.pause,
         )
+        if given.out is not None:
+            save_model(model, given.out)
 
 
 if __name__ == "__main__":

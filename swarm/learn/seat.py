@@ -83,7 +83,10 @@ class Seat:
                 "swarm_submit", run=self._id, round=place.round, path=str(path), weight=weight, metrics=dict(metrics)
             )
             if not answer["submitted"]:
-                after = self.take()
+                after = _place(self._node.call("swarm_wait", run=self._id, round=place.round))
+                if after.finished:
+                    return after
+                after = self.take()  # the others wait for this site again
                 logger.warning(
                     "run %s round %d: closed without this site's update, which came too late; going on from round %d",
                     self.run, place.round, after.round,

@@ -35,6 +35,16 @@ class Operators:
         """Propose what is in two files, and let the operators `by` approve it."""
         asyncio.run(self._propose(policy, model, by))
 
+    def stop(self, run: str, by: list[str]) -> None:
+        """The operators `by` vote to stop a run."""
+        asyncio.run(self._stop(run, by))
+
+    async def _stop(self, run: str, by: list[str]) -> None:
+        async with contracts_of(self._sites[by[0]]) as contracts:
+            found = await contracts.run_named(run)
+            for name in by:
+                await contracts.transact(self._keys[name], contracts.stop(found.id), timeout_s=30)
+
     async def _propose(self, policy: Path, model: Path, by: list[str]) -> None:
         agreed = load_policy(policy)
         async with contracts_of(self._sites[by[0]]) as contracts:

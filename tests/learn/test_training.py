@@ -205,6 +205,35 @@ def test_batches_after_the_last_round_are_not_left_in_the_model(hospitals: Hospi
     assert everywhere(work, NAMES[:3]) == pytest.approx(dict.fromkeys(NAMES[:3], 1.0))
 
 
+def test_a_run_that_the_members_stop_ends_training_at_its_last_checkpoint(
+    hospitals: Hospitals, operators: Operators
+) -> None:
+    operators.open_run("stopped", nn.Linear(1, 1), by=NAMES[:3], rounds=1000, sync_interval=1)
+    rounds: list[int] = []
+
+    def work(name: str) -> tuple[str, bool]:
+        model = nn.Linear(1, 1)
+        with SwarmCallback(model, hospitals.sites[name], run="stopped") as swarm:
+            while not swarm.finished:
+                shift(model, 0.1)
+                swarm.on_batch_end(samples=1)
+                rounds.append(swarm.round)
+            assert swarm.round < swarm.rounds
+            last = load_file(hospitals.ask(name, "swarm_object", digest=swarm.checkpoint)["path"])
+        return swarm.checkpoint, torch.equal(model.weight, last["weight"])
+
+    def stop() -> None:
+        hospitals.wait_for(lambda: bool(rounds) and rounds[-1] >= 2, "two rounds")
+        operators.stop("stopped", by=NAMES[:3])
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    results = everywhere(work, NAMES[:3])
+    thread.join()
+    assert len({checkpoint for checkpoint, _ in results.values()}) == 1
+    assert all(same for _, same in results.values())
+
+
 @pytest.mark.slow
 def test_training_goes_on_when_its_node_is_killed_and_started_again(hospitals: Hospitals, operators: Operators) -> None:
     operators.open_run("killed", nn.Linear(1, 1), by=NAMES, rounds=8, sync_interval=1, submit_s=3.0)

@@ -41,6 +41,7 @@ def propose(hospitals: Hospitals, seed: int) -> None:
 
 def train(hospitals: Hospitals, name: str, seed: int) -> subprocess.Popen[str]:
     command = [sys.executable, str(EXAMPLE / "train.py"), str(hospitals.sites[name]), "--seed", str(seed)]
+    command += ["--out", str(hospitals.folder / f"{name}.final")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
 
 
@@ -63,6 +64,7 @@ def test_the_swarm_is_fedavg_to_the_last_float(tmp_path: Path) -> None:
         assert len(ends) == 1, told
         assert ends.pop().startswith("finished with checkpoint 0x")
         assert told["va"].count("va: round ") == 15
+        assert {(hospitals.folder / f"{name}.final").read_bytes() for name in HOSPITALS} == {checkpoint.read_bytes()}
         found, sums = load_file(checkpoint), load_file(scaling)
         (row,) = results(0, checkpoint, scaling, baselines=False)
     hospitals_data = [load(name) for name in HOSPITALS]
