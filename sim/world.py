@@ -252,7 +252,10 @@ class World:
                 calm_s = self._loop.time()
             if not done:
                 at = self.observer.round.number if self.observer.round is not None else 0
-                raise Violation(f"{self.plan.calm_s:g} s after the last trouble the run is still at round {at}")
+                late = ", ".join(name for name, task in training.items() if task in waited)
+                raise Violation(
+                    f"{self.plan.calm_s:g} s after the last trouble, at round {at}, {late} has not finished"
+                )
         self._calm_s = max(self._loop.time() - calm_s, 0.0)
         self.troubles.stop()
         await raging

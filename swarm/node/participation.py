@@ -118,7 +118,7 @@ class Participation:
         self._on_failure = on_failure
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()
         self._stirred = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -194,8 +194,8 @@ class Participation:
                     logger.info(
                         "run %d round %d: closed with checkpoint %s", state.run, before.round, short(state.base)
                     )
-        async with self._changed:
-            self._changed.notify_all()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _start_duties(self) -> None:
         now_s = self._clock()
@@ -588,8 +588,8 @@ class Participation:
         raise UnavailableError(f"no member that can be reached has the object {to_hex(digest)} of run {effort.run.id}")
 
     async def _until(self, holds: Callable[[], bool]) -> None:
-        async with self._changed:
-            while not holds():
-                # Also looks again when no block comes: whether this node is caught up changes without one.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)
+        while not holds():
+            # Also looks again when no block comes: whether this node is caught up changes without one.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN_S):
+                    await self._changed.wait()

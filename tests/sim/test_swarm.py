@@ -147,6 +147,10 @@ SCENARIOS = {
     "a round that starts again takes updates of members that it no longer waited for": Plan(
         seed=70, crashes=6, partitions=3, loss=0.25, delay_s=0.15, train_s=0.5
     ),
+    "waits that time out together do not lock each other out": Plan(
+        seed=5043, members=5, followers=1, delay_s=0.15, loss=0.1, crashes=3, skew_s=0.0, patience=0.4, train_s=4.0
+    ),
+    "a validator that stands down stops voting": Plan(seed=5, members=6, leaves=2, newcomers=1, trouble_s=12.0),
 }
 
 
