@@ -32,9 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from swarm.cli.consortium import places_of, write_consortium
-from swarm.cli.ledger import contracts_of, operate
-from swarm.cli.run import hand_over
-from swarm.config import Policy, SiteConfig, load_policy, load_site
+from swarm.cli.run import agree
+from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
 from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
@@ -78,21 +77,6 @@ def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
                 place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0})
             times.append(time.time())
     marks.write_text(json.dumps(times))
-
-
-async def _consent(sites: list[Path], policy: Policy, genesis: Path) -> None:
-    """What `swarm run propose` and `swarm run approve` do, in one process: persons are not part of the benchmark."""
-    first, *others = (load_site(site) for site in sites)
-    digest = await hand_over(first, policy, genesis)
-    async with contracts_of(first) as contracts:
-        receipt = await operate(first, contracts, contracts.propose(policy, digest))
-    run = int(receipt.first("RunProposed").args["run"])
-
-    async def approve(site: SiteConfig) -> None:
-        async with contracts_of(site) as contracts:
-            await operate(site, contracts, contracts.approve(run))
-
-    await asyncio.gather(*(approve(site) for site in others))
 
 
 def _gloo(rank: int, size: int, parameters: int, rounds: int, port: int, result: Any) -> None:
@@ -173,7 +157,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         for site in sites:
             with Node(load_site(site), patience_s=60) as session:
                 session.call("swarm_status")
-        asyncio.run(_consent(sites, load_policy(policy), genesis))
+        asyncio.run(agree([load_site(site) for site in sites], load_policy(policy), genesis))
         processes = [psutil.Process(node.pid) for node in nodes]
         before_cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
         before_wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent

@@ -28,9 +28,9 @@ from swarm.cli.consortium import places_of, write_consortium
 from swarm.cli.control import NodeClient
 from swarm.cli.history import RoundHistory, rounds_of
 from swarm.cli.init import key_progress
-from swarm.cli.ledger import contracts_of, names_of, operate
+from swarm.cli.ledger import contracts_of
 from swarm.cli.processes import kill, last_line, start, start_node, stop
-from swarm.cli.run import all_events, hand_over
+from swarm.cli.run import agree
 from swarm.config import SiteConfig, load_policy, load_site
 from swarm.encoding import from_hex
 from swarm.errors import ConfigError, RejectedError, UnavailableError
@@ -177,19 +177,11 @@ class _Demo:
                 for r in RUNS
             )
         )
-        first, *others = (hospital.site for hospital in self.hospitals.values())
+        sites = [hospital.site for hospital in self.hospitals.values()]
         for name in RUNS:
             policy = load_policy(self.folder / f"{name}.toml")
-            digest = await hand_over(first, policy, self.folder / f"{name}.safetensors")
-            async with contracts_of(first) as contracts:
-                receipt = await operate(first, contracts, contracts.propose(policy, digest))
-            run = int(receipt.first("RunProposed").args["run"])
-            await asyncio.gather(*(self._approve(site, run) for site in others))
-            self._say(f"run {run} ({name}) is proposed by {first.name}; all four operators consent, on the ledger")
-
-    async def _approve(self, site: SiteConfig, run: int) -> None:
-        async with contracts_of(site) as contracts:
-            await operate(site, contracts, contracts.approve(run))
+            run = await agree(sites, policy, self.folder / f"{name}.safetensors")
+            self._say(f"run {run} ({name}) is proposed by {sites[0].name}; all four operators consent, on the ledger")
 
     async def _start_training(self) -> None:
         self._say("training starts at each hospital: first the shared scaling, then 15 rounds of 100 batches")
@@ -405,10 +397,8 @@ class _Demo:
     async def _read_events(self, site: SiteConfig) -> None:
         with contextlib.suppress(UnavailableError, RejectedError):
             async with contracts_of(site) as contracts:
-                if not self._names:
-                    await names_of(contracts)
                 first = self._events[-1].block + 1 if self._events else 0
-                self._events += await all_events(contracts, first)
+                self._events += await contracts.events(first)
 
     def _rounds(self, run: str) -> list[RoundHistory]:
         number = next(

@@ -7,8 +7,11 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
 
 from swarm.cli.control import runs
 from swarm.config import SiteConfig
@@ -17,6 +20,23 @@ from swarm.errors import ConfigError, UnavailableError
 NODE_READY_S = 60.0
 """A node opens its key (a second of scrypt), checks its ledger and listens; a slow disk may take a while."""
 STOP_S = 20.0
+
+T = TypeVar("T")
+
+
+def run_to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, where SIGTERM cancels the work as Ctrl-C does: it stops what it started, and the command exits."""
+
+    async def main() -> T:
+        this = asyncio.current_task()
+        assert this is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError as error:
+        raise typer.Exit(128 + signal.SIGTERM) from error
 
 
 async def start_node(site: SiteConfig, log: Path, *, ready_s: float = NODE_READY_S) -> asyncio.subprocess.Process:

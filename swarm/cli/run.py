@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +19,9 @@ from swarm.cli.ledger import contracts_of, named_run, names_of, operate
 from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.encoding import Digest, from_hex, short, to_hex
 from swarm.errors import ConfigError
-from swarm.ledger.client import Contracts, Event, Run
+from swarm.ledger.client import Contracts, Run
 
 app = typer.Typer(no_args_is_help=True, help="Propose, approve and follow runs: one training effort of the members.")
-
-EVENTS_BLOCKS = 500
-"""A node bounds what one request for events may cover."""
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="its number, or its name (then the newest of that name)")]
 
@@ -66,6 +64,23 @@ async def hand_over(site: SiteConfig, policy: Policy, model: Path) -> Digest:
             await node.call("swarm_put", path=file.name)
         answer = await node.call("swarm_put_model", path=str(model))
         return from_hex(answer["digest"], size=32)
+
+
+async def agree(sites: Sequence[SiteConfig], policy: Policy, model: Path) -> int:
+    """A run that the first site proposes and every operator approves, where one machine holds all their keys.
+
+    Returns:
+        the run's number.
+    """
+    first, *others = sites
+    run = await _propose(first, policy, model)
+
+    async def approve_at(site: SiteConfig) -> None:
+        async with contracts_of(site) as contracts:
+            await operate(site, contracts, contracts.approve(run))
+
+    await asyncio.gather(*(approve_at(site) for site in others))
+    return run
 
 
 @app.command()
@@ -168,18 +183,9 @@ def _row(one: RoundHistory) -> list[str]:
     ]
 
 
-async def all_events(contracts: Contracts, first: int = 0) -> list[Event]:
-    """Every event from block `first` on, asked for in pieces that a node answers."""
-    events: list[Event] = []
-    height = await contracts.height()
-    for start in range(first, height + 1, EVENTS_BLOCKS):
-        events += await contracts.events(start, min(start + EVENTS_BLOCKS - 1, height))
-    return events
-
-
 async def history(site: SiteConfig, run: str) -> tuple[dict[str, Any], list[RoundHistory]]:
     """A run and its rounds so far."""
     async with contracts_of(site) as contracts:
         found = await named_run(contracts, run)
         name = await names_of(contracts)
-        return await _described(contracts, found), rounds_of(await all_events(contracts), found.id, name)
+        return await _described(contracts, found), rounds_of(await contracts.events(0), found.id, name)

@@ -13,7 +13,7 @@ import typer
 from swarm.cli import screen
 from swarm.cli.arguments import SitePath
 from swarm.cli.control import runs
-from swarm.cli.processes import start_node, stop
+from swarm.cli.processes import run_to_the_end, start_node, stop
 from swarm.config import SiteConfig, load_site
 from swarm.errors import ConfigError
 
@@ -29,13 +29,10 @@ def train(
     If no node of this hospital runs here, one is started, and stopped again when the program ends. The program finds
     the settings file in the variable SWARM_SITE. The exit code is the program's.
     """
-    raise typer.Exit(asyncio.run(_train(load_site(site), command)))
+    raise typer.Exit(run_to_the_end(_train(load_site(site), command)))
 
 
 async def _train(site: SiteConfig, command: list[str]) -> int:
-    this = asyncio.current_task()
-    assert this is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     node = None
     if not await runs(site):
         log = site.folder / "node.log"

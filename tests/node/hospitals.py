@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from swarm.cli.consortium import places_of, write_consortium
-from swarm.cli.ledger import contracts_of, operate
-from swarm.cli.run import hand_over
-from swarm.config import Policy, SiteConfig, load_policy, load_site
+from swarm.cli.run import agree
+from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
 from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
@@ -97,21 +96,7 @@ class Hospitals:
             f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = 2\n'
             f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
         )
-        asyncio.run(self._consent(load_policy(policy), genesis))
-
-    async def _consent(self, policy: Policy, genesis: Path) -> None:
-        """What `swarm run propose` and `swarm run approve` do, in one process."""
-        first, *others = (load_site(site) for site in self.sites.values())
-        digest = await hand_over(first, policy, genesis)
-        async with contracts_of(first) as contracts:
-            receipt = await operate(first, contracts, contracts.propose(policy, digest))
-        run = int(receipt.first("RunProposed").args["run"])
-
-        async def approve(site: SiteConfig) -> None:
-            async with contracts_of(site) as contracts:
-                await operate(site, contracts, contracts.approve(run))
-
-        await asyncio.gather(*(approve(site) for site in others))
+        asyncio.run(agree([load_site(site) for site in self.sites.values()], load_policy(policy), genesis))
 
     def train(self, name: str, *, pause_s: float = 0.05) -> None:
         """Training in a thread, until the run ends: it survives its node's restarts as a training process does."""
