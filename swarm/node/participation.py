@@ -20,7 +20,7 @@ from swarm.config import Policy
 from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
 from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
-from swarm.ledger.client import Contracts, Run
+from swarm.ledger.client import Contracts, Run, encode_metrics
 from swarm.ledger.endpoint import Call
 from swarm.merge import BadUpdate, check_update, first_difference, merge_files
 from swarm.net.transfer import pull
@@ -520,6 +520,10 @@ class Participation:
             raise ConfigError(f"attach to run {run} before submitting to it")
         if effort.state.round > round_ or effort.run.state is not RunState.OPEN:
             return ZERO_DIGEST, False
+        try:
+            encode_metrics(metrics)
+        except ValueError as error:
+            raise ConfigError(f"the metrics do not fit a submission: {error}") from error
         await self._hold(effort, effort.run.checkpoint, OBJECT_MAX_BYTES)
         base = self._store.path(effort.run.checkpoint)
         try:
