@@ -6,14 +6,21 @@ do to blocks is in `sim.consensus`.
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from swarm.config import Policy
-from swarm.encoding import Digest, sha256
+from swarm.encoding import Digest, pack, sha256
 from swarm.ledger.ledger import Ledger
-from swarm.node.participation import Participation
+from swarm.net.transfer import PROTOCOL as OBJECT
+from swarm.node.agreement import BLOCKS, CONSENSUS, DECIDED, HEAD, TRANSACTIONS
+from swarm.node.participation import CUSTODY, Participation
 from swarm.rounds import Attest, Duty, Have, Phase, Publish, Refuse, ReportMissing, RoundState, Submit
+from swarm.store import Store
+
+PROTOCOLS = (BLOCKS, CONSENSUS, CUSTODY, DECIDED, HEAD, OBJECT, TRANSACTIONS)
 
 # --- liars
 
@@ -92,13 +99,78 @@ class Slanderer(Participation):
         return owed | {ReportMissing(state.run, state.round, member) for member in victims}
 
 
-LIES: Mapping[str, type[Participation]] = {
-    "wrong": WrongDigest,
-    "bit": FlippedBit,
-    "withhold": Withholder,
-    "refuse": Refuser,
-    "silent": Silent,
-    "slander": Slanderer,
+class Colluder(FlippedBit):
+    """Publishes another merge, attests its fellows' other merges and refuses right ones."""
+
+    def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
+        return frozenset(self._turned(duty, state) for duty in super()._owed(state, have, now_s, policy))
+
+    def _turned(self, duty: Duty, state: RoundState) -> Duty:
+        match duty:
+            case Refuse(run=run, round=round_, view=view, published=published):
+                return Attest(run, round_, view, published)
+            case Attest(run=run, round=round_, view=view, checkpoint=checkpoint):
+                return Refuse(run, round_, view, state.leader, checkpoint, sha256(b"I found" + checkpoint))
+        return duty
+
+
+class Babbler(Participation):
+    """Does its duties, and sends everybody nonsense all the time: noise, and messages that are almost right."""
+
+    def run(self) -> None:
+        """Begin to babble too."""
+        super().run()
+        self._babble = asyncio.get_running_loop().create_task(self._babbling())
+
+    async def close(self) -> None:
+        """Stop that too."""
+        self._babble.cancel()
+        await asyncio.gather(self._babble, return_exceptions=True)
+        await super().close()
+
+    async def _babbling(self) -> None:
+        chance = random.Random(self._me)
+        while True:
+            await asyncio.sleep(chance.uniform(0.05, 0.3))
+            noise = chance.randbytes(chance.choice([0, 1, 20, 300]))
+            lists = pack([chance.randbytes(32) for _ in range(chance.randint(0, 5))])
+            number = pack(chance.choice([0, 1, 2**40, 2**64 - 1]))
+            custody = pack([1, chance.randint(0, 3), chance.randbytes(32)])
+            message = chance.choice([noise, lists, number, custody])
+            for member in sorted(self._transport.connected()):
+                self._transport.send(member, chance.choice(PROTOCOLS), message)
+
+
+class Poisoner(Store):
+    """A store that gives wrong bytes of checkpoints and updates; its own merges read the files."""
+
+    def read(self, digest: Digest, offset: int, length: int) -> bytes:
+        """The bytes asked for, with one bit changed; JSON, a policy, is given as it is."""
+        data = bytearray(super().read(digest, offset, length))
+        if data and not data.startswith(b"{"):
+            data[-1] ^= 1
+        return bytes(data)
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a member's node is made of."""
+
+    participation: type[Participation] = Participation
+    ledger: type[Ledger] = Ledger
+    store: type[Store] = Store
+
+
+LIES: Mapping[str, Behaviour] = {
+    "wrong": Behaviour(WrongDigest),
+    "bit": Behaviour(FlippedBit),
+    "withhold": Behaviour(Withholder),
+    "refuse": Behaviour(Refuser),
+    "silent": Behaviour(Silent),
+    "slander": Behaviour(Slanderer),
+    "collude": Behaviour(Colluder),
+    "babble": Behaviour(Babbler),
+    "poison": Behaviour(store=Poisoner),
 }
 
 # --- mistakes, planted into every honest member
@@ -136,14 +208,14 @@ class Forgetful(Ledger):
         return None
 
 
-MISTAKES: Mapping[str, tuple[type[Participation], type[Ledger]]] = {
-    "": (Participation, Ledger),
-    "credulous": (Credulous, Ledger),
-    "careless": (Careless, Ledger),
-    "forgetful": (Participation, Forgetful),
+MISTAKES: Mapping[str, Behaviour] = {
+    "": Behaviour(),
+    "credulous": Behaviour(Credulous),
+    "careless": Behaviour(Careless),
+    "forgetful": Behaviour(ledger=Forgetful),
 }
 
 
-def behaviour(*, liar: str, mistake: str, dishonest: bool) -> tuple[type[Participation], type[Ledger]]:
-    """What a member runs: the liar's rule if it is the dishonest one, else the mistake that all the others make."""
-    return (LIES[liar], Ledger) if dishonest else MISTAKES[mistake]
+def behaviour(*, liar: str, mistake: str, dishonest: bool) -> Behaviour:
+    """What a member runs: the liar's rule if it is a dishonest one, else the mistake that all the others make."""
+    return LIES[liar] if dishonest else MISTAKES[mistake]

@@ -6,7 +6,9 @@ People try again until the ledger has their word, whatever happens to their node
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from sim.site import PAUSE_S, Site
 from sim.story import Story
@@ -20,6 +22,7 @@ RUN = 1
 PATIENCE_S = 20.0
 """How long a person waits for a transaction before looking again."""
 TRIES = 40
+"""What the ledger may refuse for good is tried so often; consent until it is there."""
 
 
 class People:
@@ -58,14 +61,14 @@ class People:
             member = await contracts.member(site.identity.address)
             return member is not None and member.standing is wanted
 
-        if not await self._insist(site, Contracts.stand_down, lambda contracts: standing(contracts, False)):
+        if not await self._insist(site, Contracts.stand_down, partial(standing, wanted=False), tries=TRIES):
             return
         self._story.say(f"{site.name} stands down and goes on leave")
         await site.close()
         await asyncio.sleep(away_s)
         await site.start()
         self._story.say(f"{site.name} is back from leave")
-        await self._insist(site, Contracts.resume, lambda contracts: standing(contracts, True))
+        await self._insist(site, Contracts.resume, partial(standing, wanted=True), tries=TRIES)
 
     async def admit(self, site: Site, record: MemberConfig) -> None:
         """A new member: nominated by one operator, approved by the others; then its node starts from nothing."""
@@ -107,10 +110,15 @@ class People:
             await asyncio.sleep(PAUSE_S)
 
     async def _insist(
-        self, site: Site, call: Callable[[Contracts], Call], done: Callable[[Contracts], Awaitable[bool]]
+        self,
+        site: Site,
+        call: Callable[[Contracts], Call],
+        done: Callable[[Contracts], Awaitable[bool]],
+        *,
+        tries: int | None = None,
     ) -> bool:
         """Whether the ledger took the call of the site's operator, in the end."""
-        for _ in range(TRIES):
+        for _ in itertools.count() if tries is None else range(tries):
             node = await site.up()
             try:
                 if await site.or_down(node, done(node.contracts)):

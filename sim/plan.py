@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from swarm.config import Policy
 from swarm.rounds import fault_max
 
-LIARS = ("wrong", "bit", "withhold", "refuse", "silent", "slander")
+LIARS = ("wrong", "bit", "withhold", "refuse", "silent", "slander", "collude", "babble", "poison")
 """What a dishonest member may do; `sim.adversaries` says how."""
 MISTAKES = ("credulous", "careless", "forgetful")
 """What honest members may do wrong on purpose, to see that the simulator notices; `sim.adversaries` says how."""
@@ -42,7 +42,9 @@ class Plan:
     newcomers: int = 0
     """1: a new member is admitted in the middle, starts from nothing and joins the run."""
     liar: str = ""
-    """One of `LIARS`: the last member is dishonest in this way."""
+    """One of `LIARS`: the last members are dishonest in this way."""
+    liars: int = 1
+    """How many, if there is a kind of liar."""
     mistake: str = ""
     """One of `MISTAKES`: every honest member makes it."""
     skew_s: float = 0.2
@@ -60,7 +62,7 @@ class Plan:
             raise ValueError(f"there is no mistake {self.mistake!r}; there are {', '.join(MISTAKES)}")
         if self.newcomers not in (0, 1):
             raise ValueError("there is one newcomer at most")
-        faulty = self.gone + bool(self.liar)
+        faulty = self.gone + (self.liars if self.liar else 0)
         if faulty > fault_max(self.members):
             raise ValueError(
                 f"{self.members} members tolerate {fault_max(self.members)} that fail for good, not {faulty}"
@@ -116,7 +118,8 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
     followers = min(followers, count - 4)
     faults = fault_max(count - followers)
     liar = rng.choice(LIARS) if faults and rng.random() < 0.4 else ""
-    gone = rng.randint(0, faults - bool(liar)) if rng.random() < 0.25 else 0
+    liars = rng.randint(1, faults) if liar else 1
+    gone = rng.randint(0, faults - (liars if liar else 0)) if rng.random() < 0.25 else 0
     return Plan(
         seed=seed,
         members=count,
@@ -132,6 +135,7 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
         leaves=rng.choice([0, 0, 1, 2]) if count - followers > 4 else 0,
         newcomers=rng.choice([0, 0, 0, 1]),
         liar=liar,
+        liars=liars,
         skew_s=rng.choice([0.0, 0.2, 1.0]),
         patience=rng.choice([0.4, 1.0, 1.0]),
         train_s=rng.choice([0.5, 2.0, 4.0]),

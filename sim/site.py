@@ -10,18 +10,18 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
+from sim.adversaries import Behaviour
 from sim.observer import Observer
 from sim.story import Story
 from swarm.config import SwarmConfig
 from swarm.errors import UnavailableError
 from swarm.identity import Identity
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.ledger import ExecutionCache
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.net.transport import Handler
 from swarm.node.node import Node
 from swarm.node.participation import Participation
-from swarm.store import Store
 
 STORE_MAX_BYTES = 64 << 20
 PAUSE_S = 0.5
@@ -54,7 +54,7 @@ class Site:
         network: MemoryNetwork,
         clock: Callable[[], float],
         dishonest: bool,
-        behaviour: tuple[type[Participation], type[Ledger]],
+        behaviour: Behaviour,
         story: Story,
         on_broken: Callable[[BaseException], None],
     ) -> None:
@@ -72,7 +72,7 @@ class Site:
         self._executions = executions
         self._network = network
         self._clock = clock
-        self._participation, self._ledger = behaviour
+        self._behaviour = behaviour
         self._story = story
         self._on_broken = on_broken
         self._up = asyncio.Event()
@@ -96,13 +96,13 @@ class Site:
         node = Node(
             name=self.name,
             identity=self.identity,
-            ledger=self._ledger.open(self.folder / "ledger", self._genesis, executions=self._executions),
-            store=Store(self.folder / "objects", STORE_MAX_BYTES, durable=False),
+            ledger=self._behaviour.ledger.open(self.folder / "ledger", self._genesis, executions=self._executions),
+            store=self._behaviour.store(self.folder / "objects", STORE_MAX_BYTES, durable=False),
             transport=_Transport(self._network, self.identity.address, self.name),
             scratch=scratch,
             clock=self._clock,
             view_timeout_s=self._config.view_timeout_s,
-            participation=self._participation,
+            participation=self._behaviour.participation,
         )
         self.node = node
         await node.start()

@@ -142,7 +142,7 @@ class World:
         for i, record in enumerate(founding.records[: plan.members + plan.newcomers]):
             identity, operator = founding.keys[i]
             skew_s = skews.uniform(-plan.skew_s, plan.skew_s)
-            dishonest = bool(plan.liar) and i == plan.members - 1
+            dishonest = bool(plan.liar) and plan.members - plan.liars <= i < plan.members
             self.sites.append(
                 Site(
                     name=record.name,

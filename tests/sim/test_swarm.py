@@ -57,8 +57,16 @@ def test_one_liar_neither_stops_nor_bends_a_run(liar: str) -> None:
         "refuse": "site-4 refuses",
         "silent": "site-4 is replaced (silent)",
         "slander": "site-4 reports",
+        "collude": "site-4 refuses",
+        "babble": "the run is finished",  # nonsense leaves no mark on the ledger
+        "poison": "3 submissions",  # nobody takes custody of what does not match its name
     }
     assert any(signs[liar] in line for line in told), "the liar did not get to lie: other seeds are needed"
+
+
+def test_two_of_seven_that_collude_get_nothing_through() -> None:
+    outcomes = [well(Plan(seed=seed, members=7, liar="collude", liars=2, rounds=4)) for seed in range(2)]
+    assert sum(outcome.wrong_publications for outcome in outcomes) > 0
 
 
 @pytest.mark.parametrize("liar", ["wrong", "bit"])
