@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError, SwarmError, UnavailableError
-from swarm.merkle import CHUNK_BYTES, chunk_count, root
+from swarm.merkle import CHUNK_BYTES, chunk_count, digest_of, root
 from swarm.net.transport import MESSAGE_MAX_BYTES, Transport
 from swarm.store import Partial, Store
 
@@ -162,7 +162,7 @@ def _read_description(answer: bytes, digest: Digest, source: Address) -> tuple[i
         leaves = [joined[start : start + 32] for start in range(0, len(joined), 32)]
         if root(leaves, size) != digest:
             raise ValueError("size and leaves are those of another object")
-        if inline and (len(inline) != size or size > INLINE_MAX_BYTES):
+        if inline and (size > INLINE_MAX_BYTES or digest_of(inline) != digest):
             raise ValueError("other bytes came with it")
     except ValueError as error:
         raise PeerError(f"not a description of object {short(digest)}: {error}", member=source) from error
