@@ -37,8 +37,8 @@ from swarm.merkle import digest_of
 from swarm.net.memory import MemoryNetwork
 
 CREATED_MS = 1_700_000_000_000
-CATCH_UP_S = 20.0
-"""A node hears of the others' height every two seconds, and asks one after the other."""
+CATCH_UP_S = 40.0
+"""A request for blocks that was lost in the last trouble is given up after 30 seconds."""
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,9 @@ SCENARIOS = {
     "waits that time out together do not lock each other out": Plan(
         seed=5043, members=5, followers=1, delay_s=0.15, loss=0.1, crashes=3, skew_s=0.0, patience=0.4, train_s=4.0
     ),
+    "wrong bytes that come with a true description do not stop who asked": Plan(
+        seed=7136, members=5, delay_s=0.001, loss=0.25, leaves=1, liar="poison", train_s=0.5
+    ),
     "a validator that stands down stops voting": Plan(seed=5, members=6, leaves=2, newcomers=1, trouble_s=12.0),
 }
 
