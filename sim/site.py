@@ -21,7 +21,7 @@ from swarm.ledger.ledger import ExecutionCache
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.net.transport import Handler
 from swarm.node.node import Node
-from swarm.node.participation import Participation
+from swarm.node.training import Training
 
 STORE_MAX_BYTES = 64 << 20
 PAUSE_S = 0.5
@@ -170,7 +170,7 @@ class Site:
         """Returns when the machine loses power: training on it dies."""
         await self._power.wait()
 
-    async def ask(self, request: Callable[[Participation], Awaitable[T]], again: Callable[[], Awaitable[object]]) -> T:
+    async def ask(self, request: Callable[[Training], Awaitable[T]], again: Callable[[], Awaitable[object]]) -> T:
         """The answer of this site's node to its training process, however often the node dies meanwhile.
 
         Args:
@@ -183,7 +183,7 @@ class Site:
                     if self._line is not None:
                         await self.or_down(node, again())
                     self._line = node
-                return await self.or_down(node, request(node.participation))
+                return await self.or_down(node, request(node.training))
             except (ConnectionResetError, UnavailableError):
                 await asyncio.sleep(PAUSE_S)
 

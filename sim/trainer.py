@@ -11,7 +11,7 @@ from sim.site import Site
 from sim.training import File, train
 from swarm.config import Policy
 from swarm.encoding import Digest, short
-from swarm.node.participation import Checkpoint
+from swarm.node.training import Checkpoint
 
 
 class Trainer:
@@ -67,7 +67,7 @@ class Trainer:
 
     async def _again(self) -> tuple[Checkpoint, Policy]:
         assert self._site.node is not None
-        return await self._site.node.participation.attach(self._run)
+        return await self._site.node.training.attach(self._run)
 
     async def _exchange(self, place: Checkpoint) -> Checkpoint:
         update = train(self._rng, round_=place.round)

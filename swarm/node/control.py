@@ -144,7 +144,7 @@ class Control:
         return {"path": str(store.path(digest)), "size": store.size(digest)}
 
     async def _run(self, params: dict[str, Any]) -> Any:
-        effort = await self._node.participation.find(str(params["run"]))
+        effort = await self._node.training.find(str(params["run"]))
         run = effort.run
         return {
             "id": run.id,
@@ -156,7 +156,7 @@ class Control:
         }
 
     async def _attach(self, params: dict[str, Any]) -> Any:
-        checkpoint, policy = await self._node.participation.attach(str(params["run"]))
+        checkpoint, policy = await self._node.training.attach(str(params["run"]))
         return {
             "id": checkpoint.run,
             "round": checkpoint.round,
@@ -167,7 +167,7 @@ class Control:
         }
 
     async def _submit(self, params: dict[str, Any]) -> Any:
-        digest, submitted = await self._node.participation.submit(
+        digest, submitted = await self._node.training.submit(
             int(params["run"]),
             int(params["round"]),
             Path(params["path"]),
@@ -177,7 +177,7 @@ class Control:
         return {"digest": to_hex(digest), "submitted": submitted}
 
     async def _wait(self, params: dict[str, Any]) -> Any:
-        checkpoint = await self._node.participation.wait(int(params["run"]), int(params["round"]))
+        checkpoint = await self._node.training.wait(int(params["run"]), int(params["round"]))
         return {
             "round": checkpoint.round,
             "checkpoint": to_hex(checkpoint.digest),

@@ -23,6 +23,7 @@ from swarm.net.transfer import serve_objects
 from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
 from swarm.node.participation import Participation
+from swarm.node.training import Training
 from swarm.rounds import fault_max
 from swarm.store import Store
 
@@ -75,9 +76,15 @@ class Node:
             transport=transport,
             scratch=scratch,
             clock=clock,
+            on_failure=self._on_failure,
+        )
+        self.training = Training(
+            me=identity.address,
+            work=self.participation,
+            contracts=self.contracts,
+            store=store,
             leads=leads,
             caught_up=lambda: self.agreement.caught_up,
-            on_failure=self._on_failure,
         )
 
     async def start(self) -> None:

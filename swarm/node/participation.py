@@ -1,4 +1,4 @@
-"""The node's part in runs: it asks `duties` what it owes, does it, and hands training its checkpoints.
+"""The node's part in runs: it asks `duties` what it owes, and does it.
 
 Nothing about a round is kept here that the ledger and the store do not hold, but for the update that training
 just gave: after a crash training gives it again.
@@ -11,18 +11,18 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from swarm.config import Policy
-from swarm.encoding import ZERO_DIGEST, Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
+from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
 from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
-from swarm.identity import Identity, checksum
-from swarm.ledger.client import Contracts, Run, encode_metrics
+from swarm.identity import Identity
+from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import BadUpdate, check_update, first_difference, merge_files
+from swarm.merge import BadUpdate, first_difference, merge_files
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
 from swarm.rounds import (
@@ -32,7 +32,6 @@ from swarm.rounds import (
     Fetch,
     Have,
     Merge,
-    Phase,
     Publish,
     Refuse,
     ReportMissing,
@@ -59,17 +58,6 @@ OBJECT_MAX_BYTES = 8 << 30
 POLICY_MAX_BYTES = 64 << 10
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where training goes on from."""
-
-    run: int
-    round: int
-    digest: Digest
-    path: Path
-    finished: bool
-
-
 @dataclass
 class Effort:
     """One open run, as this node follows it."""
@@ -91,7 +79,7 @@ class Effort:
 
 
 class Participation:
-    """Performs duties for every run of this member, and serves training."""
+    """Performs duties for every run of this member."""
 
     def __init__(
         self,
@@ -102,8 +90,6 @@ class Participation:
         transport: Transport,
         scratch: Path,
         clock: Callable[[], float],
-        leads: bool,
-        caught_up: Callable[[], bool],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._identity = identity
@@ -113,8 +99,6 @@ class Participation:
         self._transport = transport
         self._scratch = scratch
         self._clock = clock
-        self._leads = leads
-        self._caught_up = caught_up
         self._on_failure = on_failure
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
@@ -151,7 +135,7 @@ class Participation:
         self._head_stale = True
         self._stirred.set()
 
-    def _stir(self) -> None:
+    def stir(self) -> None:
         self._stirred.set()
 
     # --- duties
@@ -252,13 +236,14 @@ class Participation:
     def _knows_policy(self, effort: Effort) -> bool:
         if effort.policy is None and not effort.unfit and self._store.has(effort.run.policy):
             try:
-                effort.policy = self._read_policy(effort.run)
+                effort.policy = self.read_policy(effort.run)
             except ConfigError as error:
                 effort.unfit = True
                 logger.error("run %d: this node takes no part: %s", effort.run.id, error)
         return effort.policy is not None
 
-    def _read_policy(self, run: Run) -> Policy:
+    def read_policy(self, run: Run) -> Policy:
+        """The policy in the store; ConfigError if its numbers are not the ledger's."""
         policy = Policy.decode(self._store.read(run.policy, 0, self._store.size(run.policy)))
         found = (policy.rounds, policy.submissions_min, policy.weight_max)
         if found != (run.rounds, run.submissions_min, run.weight_max):
@@ -269,7 +254,7 @@ class Participation:
         if self._timer is not None:
             self._timer.cancel()
         if not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._stir)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self.stir)
 
     async def _perform(self, duty: Duty) -> None:
         try:
@@ -281,17 +266,17 @@ class Participation:
                 case Merge():
                     await self._merge(duty)
                 case Publish(run=run, round=round_, view=view, checkpoint=checkpoint):
-                    await self._transact(self._contracts.publish(run, round_, view, checkpoint))
+                    await self.transact(self._contracts.publish(run, round_, view, checkpoint))
                     logger.info("run %d round %d view %d: published %s", run, round_, view, short(checkpoint))
                 case Attest(run=run, round=round_, view=view, checkpoint=checkpoint):
-                    await self._transact(self._contracts.attest(run, round_, view, checkpoint))
+                    await self.transact(self._contracts.attest(run, round_, view, checkpoint))
                 case Refuse():
                     await self._refuse(duty)
                 case ReportMissing(run=run, round=round_, member=member):
                     logger.warning("run %d round %d: the update of %s never came", run, round_, short(member))
-                    await self._transact(self._contracts.report_missing(run, round_, member))
+                    await self.transact(self._contracts.report_missing(run, round_, member))
                 case Advance(run=run, round=round_, view=view):
-                    await self._transact(self._contracts.advance(run, round_, view))
+                    await self.transact(self._contracts.advance(run, round_, view))
         except (RejectedError, UnavailableError, PeerError) as error:
             # The state moved on meanwhile, or a peer is away: the duty is asked for again if it still stands.
             logger.debug("%s: %s", type(duty).__name__, error)
@@ -304,9 +289,10 @@ class Participation:
             self._on_failure(error)
         finally:
             self._running.pop(same_work(duty), None)
-            self._stir()
+            self.stir()
 
-    async def _transact(self, call: Call) -> None:
+    async def transact(self, call: Call) -> None:
+        """Sign a call with the node's key and wait until the ledger took it."""
         await self._contracts.transact(self._identity, call, timeout_s=TRANSACTION_S)
 
     async def _fetch(self, duty: Fetch) -> None:
@@ -326,7 +312,7 @@ class Participation:
         await self._give_custody(duty)
         update = duty.update
         call = self._contracts.submit(duty.run, duty.round, update.digest, update.weight, update.metrics)
-        await self._transact(call)
+        await self.transact(call)
         effort = self.efforts[duty.run]
         effort.submitted = max(effort.submitted, duty.round)
         logger.info("run %d round %d: submitted %s", duty.run, duty.round, short(update.digest))
@@ -382,7 +368,7 @@ class Participation:
         if size_max is None:
             raise UnavailableError("this node has no checkpoint to compare with yet")
         await pull(self._transport, self._store, digest, (member,), size_max=size_max)
-        self._stir()
+        self.stir()
         return b"held"
 
     async def _merge(self, duty: Merge) -> None:
@@ -425,7 +411,7 @@ class Participation:
             evidence["first_difference"],
         )
         call = self._contracts.refuse(duty.run, duty.round, duty.view, duty.found, digest)
-        await self._transact(call)
+        await self.transact(call)
 
     async def _evidence(self, duty: Refuse) -> dict[str, object]:
         state = self.efforts[duty.run].state
@@ -452,133 +438,9 @@ class Participation:
             "first_difference": difference,
         }
 
-    # --- what training asks for
+    # --- for training
 
-    async def find(self, name: str) -> Effort:
-        """The newest run of this name (or with this number); ConfigError names the ones there are."""
-        for effort in sorted(self.efforts.values(), key=lambda e: -e.run.id):
-            if name in (effort.run.name, str(effort.run.id)):
-                return effort
-        names = ", ".join(sorted({e.run.name for e in self.efforts.values()})) or "none yet"
-        raise ConfigError(f"the ledger has no run {name!r} (there are: {names}); `swarm run propose` makes one")
-
-    async def attach(self, name: str) -> tuple[Checkpoint, Policy]:
-        """Join the run as soon as it is open and this site's operator approved; its current checkpoint and policy.
-
-        Raises:
-            ConfigError: there is no such run, the operator has not approved it, or it was stopped.
-            UnavailableError: the same, but this node is still catching up with the others: ask again.
-        """
-        try:
-            return await self._attach(name)
-        except ConfigError as error:
-            if self._caught_up():
-                raise
-            raise UnavailableError(f"this node is catching up with the ledger; so far {error}") from error
-
-    async def _attach(self, name: str) -> tuple[Checkpoint, Policy]:
-        if await self._contracts.member(self._me) is None:
-            raise ConfigError(
-                f"{checksum(self._me)} is no member of this consortium, by the ledger as this node has it; a member's "
-                "operator nominates it (`swarm members nominate`) and the others approve"
-            )
-        effort = await self.find(name)
-        await self._until(lambda: effort.state is not None and effort.run.state is not RunState.PROPOSED)
-        run = effort.run
-        assert effort.state is not None
-        if run.state is RunState.OPEN and self._me not in await self._contracts.approvals(run.id):
-            raise ConfigError(
-                f"this site's operator has not approved run {run.id} ({run.name}); "
-                f"`swarm run approve SITE.toml {run.id}` does it"
-            )
-        if run.state is RunState.STOPPED:
-            raise ConfigError(f"run {run.id} ({run.name}) was stopped by the members; propose a new one")
-        joined = self._me in await self._contracts.participants(run.id)
-        if run.state is RunState.OPEN and (not joined or self._me not in effort.state.expected):
-            try:
-                await self._transact(self._contracts.join(run.id, self._leads))
-            except RejectedError:
-                # This node may have been behind: the run can be over by the block that holds the call.
-                if (await self._contracts.run(run.id)).state is RunState.OPEN:
-                    raise
-        effort.attached = True
-        checkpoint = await self._checkpoint(effort)
-        await self._hold(effort, effort.run.policy, POLICY_MAX_BYTES)
-        effort.policy = self._read_policy(effort.run)
-        return checkpoint, effort.policy
-
-    async def submit(
-        self, run: int, round_: int, path: Path, weight: int, metrics: Mapping[str, float]
-    ) -> tuple[Digest, bool]:
-        """Check and keep an update and submit it; its digest, and whether the round took it.
-
-        Raises:
-            ConfigError: it does not fit the run's model, or holds a value that is not finite; names what differs.
-        """
-        effort = self._effort(run)
-        if effort.policy is None or effort.state is None:
-            raise ConfigError(f"attach to run {run} before submitting to it")
-        if effort.state.round > round_ or effort.run.state is not RunState.OPEN:
-            return ZERO_DIGEST, False
-        try:
-            encode_metrics(metrics)
-        except ValueError as error:
-            raise ConfigError(f"the metrics do not fit a submission: {error}") from error
-        await self._hold(effort, effort.run.checkpoint, OBJECT_MAX_BYTES)
-        base = self._store.path(effort.run.checkpoint)
-        try:
-            await asyncio.to_thread(check_update, base, path, effort.policy)
-        except ValueError as error:
-            raise ConfigError(f"the update does not fit run {run} ({effort.run.name}): {error}") from error
-        digest = await asyncio.to_thread(self._store.put_file, path)
-        effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))
-        self._stir()
-
-        def settled() -> bool:
-            state = effort.state
-            assert state is not None
-            mine = {s.member for s in state.submissions}
-            return state.round > round_ or state.state is not RunState.OPEN or self._me in mine
-
-        await self._until(settled)
-        state = effort.state
-        listed = state.round == round_ and any(s.member == self._me for s in state.submissions)
-        return digest, listed or effort.submitted >= round_
-
-    async def wait(self, run: int, round_: int) -> Checkpoint:
-        """The checkpoint after round `round_` has closed; or the present one, of the same round, if that has to be
-        submitted to again: it started again, and this node, started again as well, has no update any more.
-        """
-        effort = self._effort(run)
-
-        def settled() -> bool:
-            state = effort.state
-            if state is None:
-                return False
-            if state.round > round_ or state.state is not RunState.OPEN:
-                return True
-            submitters = {s.member for s in state.submissions}
-            mine = effort.update is not None or self._me in submitters
-            return state.phase is Phase.SUBMIT and not mine and self._caught_up()
-
-        await self._until(settled)
-        return await self._checkpoint(effort)
-
-    def _effort(self, run: int) -> Effort:
-        effort = self.efforts.get(run)
-        if effort is None:
-            raise ConfigError(f"the ledger has no run {run}")
-        return effort
-
-    async def _checkpoint(self, effort: Effort) -> Checkpoint:
-        while True:
-            run = effort.run
-            await self._hold(effort, run.checkpoint, OBJECT_MAX_BYTES)
-            if run.checkpoint == effort.run.checkpoint:
-                finished = run.state in (RunState.FINISHED, RunState.STOPPED)
-                return Checkpoint(run.id, run.round, run.checkpoint, self._store.path(run.checkpoint), finished)
-
-    async def _hold(self, effort: Effort, digest: Digest, size_max: int) -> None:
+    async def hold(self, effort: Effort, digest: Digest, size_max: int) -> None:
         """Have an object, from whoever has it; UnavailableError when nobody gives it."""
         for attempt in range(20):
             if self._store.has(digest):
@@ -591,7 +453,8 @@ class Participation:
                 await asyncio.sleep(RETRY_S)
         raise UnavailableError(f"no member that can be reached has the object {to_hex(digest)} of run {effort.run.id}")
 
-    async def _until(self, holds: Callable[[], bool]) -> None:
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Returns once the condition holds; looked at after every block."""
         while not holds():
             # Also looks again when no block comes: whether this node is caught up changes without one.
             with contextlib.suppress(TimeoutError):
