@@ -263,7 +263,7 @@ async def test_a_message_that_is_cut_in_the_middle_is_never_taken_for_whole(swar
 async def test_both_dialling_at_once_leaves_one_line_and_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mesh, "YIELD_S", 0.0)
     twice = 0
-    for _ in range(8):
+    for _ in range(5):
         a, b = (Libp2pTransport(identity(number), ANY_PORT) for number in (1, 2))
         for transport in (a, b):
             transport.serve("/echo", echo)
@@ -273,7 +273,7 @@ async def test_both_dialling_at_once_leaves_one_line_and_loses_no_request(monkey
         (there,), (back,) = a._mesh._peers.values(), b._mesh._peers.values()
         try:
             await until(lambda: bool(a.connected()) and bool(b.connected()))  # noqa: B023
-            for turn in range(40):
+            for turn in range(30):
                 word = str(turn).encode()
                 twice += len(there.wires) == 2 == len(back.wires)
                 assert await a.request(b.me, "/echo", word, timeout_s=5) == word

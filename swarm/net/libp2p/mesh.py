@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import random
+import socket
 from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
@@ -30,6 +32,8 @@ HANDSHAKES_MAX = 64
 """Strangers let in to prove who they are, at once; then the oldest of the busiest address goes."""
 CONNECTIONS_MAX = 2
 """To one member: the one in use and the one that replaces it."""
+CONNECT_S = 3.0
+"""For one address of a name; then the next one is tried."""
 DIAL_FIRST_S, DIAL_MAX_S = 0.1, 5.0
 """Wait after a failed dial; doubles, with half to one and a half of it at random."""
 YIELD_S = 0.25
@@ -326,9 +330,8 @@ class Mesh:
         wire = self._wire(peer.address)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                # Every address of a name is tried, the next one after a quarter of a second.
-                loop = asyncio.get_running_loop()
-                await loop.create_connection(lambda: wire, *place, happy_eyeballs_delay=0.25)
+                made = await _connect(*place)
+                await asyncio.get_running_loop().create_connection(lambda: wire, sock=made)
                 ready = await wire.ready
         except (OSError, TimeoutError) as error:
             wire.reason = str(error) or f"no handshake in {HANDSHAKE_S:g} s"
@@ -339,6 +342,40 @@ class Mesh:
         if not ready:
             logger.debug("dialling %s at %s:%d failed: %s", short(peer.address), *place, wire.reason)
         return ready
+
+
+async def _connect(host: str, port: int) -> socket.socket:
+    """A connected socket, to the first address of the host that answers; OSError if none does.
+
+    Not asyncio's own: its race between addresses leaves a socket open when it is cancelled at the wrong moment.
+    """
+    loop = asyncio.get_running_loop()
+    last: OSError = OSError(f"{host} has no address")
+    for family, address in await _addresses(host, port):
+        made = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            made.setblocking(False)
+            async with asyncio.timeout(CONNECT_S):
+                await loop.sock_connect(made, address)
+        except OSError as error:  # a time-out is one
+            made.close()
+            last = error if error.args else OSError(f"{address[0]} does not answer in {CONNECT_S:g} s")
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    raise last
+
+
+async def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
+    """Family and address of each place that a name has; an address is its own, without a thread to ask in."""
+    try:
+        literal = ipaddress.ip_address(host)
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
+    return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, (host, port))]
 
 
 def listen_place(listen: str) -> tuple[str, int]:

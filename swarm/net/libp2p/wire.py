@@ -102,10 +102,10 @@ class Wire(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Send what the connection holds, as far as the socket takes it."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None:
             return
         try:
-            while not self._paused:
+            while not (self._paused or transport.is_closing()):
                 data = self.connection.outgoing(WRITE_BYTES)
                 if not data:
                     return
@@ -133,10 +133,10 @@ class Wire(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Drop the socket if there still is one, without a word."""
-        if self._transport is not None:
-            self._transport.abort()
-        else:
+        if self._transport is None:
             self._over()
+        elif not self.gone.done():
+            self._transport.abort()
 
     def close(self) -> None:
         """Say goodbye and close; what was handed to the socket before still goes out."""
