@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from swarm.encoding import Address, short
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 RUNNING_MAX = 64
 """Handlers at work for one member at once, on messages and again on requests: more than an honest node has open."""
+RUNNING_MAX_BYTES = 8 * MESSAGE_MAX_BYTES
+"""What those handlers may hold of one member; one more is begun where it is not passed yet."""
 WAITING_MAX = 1000
 WAITING_MAX_BYTES = 2 * MESSAGE_MAX_BYTES
 """What waits for a free handler, per member; the oldest goes."""
@@ -34,7 +37,7 @@ class Inbox:
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running: dict[tuple[Address, bool], int] = {}
+        self._running: dict[tuple[Address, bool], _Load] = {}
         """By sender, and whether they answer requests."""
         self._waiting: dict[Address, Backlog] = {}
 
@@ -51,7 +54,7 @@ class Inbox:
             logger.debug("%s sent %s, which is not served here", short(sender), protocol)
             return
         waiting = self._waiting.get(sender)
-        if waiting is not None or self._running.get((sender, False), 0) >= RUNNING_MAX:
+        if waiting is not None or self._full(sender, asked=False):
             if waiting is None:
                 waiting = self._waiting[sender] = Backlog()
             waiting.add(protocol, payload)
@@ -63,8 +66,8 @@ class Inbox:
         handler = self._handlers.get(protocol)
         if handler is None:
             done(None, f"{protocol} is not served here")
-        elif self._running.get((sender, True), 0) >= RUNNING_MAX:
-            done(None, f"{RUNNING_MAX} of your requests are being worked on already")
+        elif self._full(sender, asked=True):
+            done(None, "as many of your requests as one member may have are being worked on already")
         else:
             self._begin(sender, handler, payload, done)
 
@@ -82,8 +85,9 @@ class Inbox:
             await asyncio.wait(ending)
 
     def _begin(self, sender: Address, handler: Handler, payload: bytes, done: Done | None) -> None:
-        who = (sender, done is not None)
-        self._running[who] = self._running.get(who, 0) + 1
+        load = self._running.setdefault((sender, done is not None), _Load())
+        load.handlers += 1
+        load.bytes += len(payload)
         task = asyncio.get_running_loop().create_task(self._run(sender, handler, payload, done))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -107,23 +111,36 @@ class Inbox:
             context = {"message": f"handler of a message of {short(sender)} failed", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
         finally:
-            self._ended(sender, done is not None)
+            self._ended(sender, len(payload), asked=done is not None)
         if done is not None:
             done(answer, "" if answer is not None else reason)
 
-    def _ended(self, sender: Address, asked: bool) -> None:
-        who = (sender, asked)
-        self._running[who] -= 1
-        if not self._running[who]:
-            del self._running[who]
+    def _full(self, sender: Address, *, asked: bool) -> bool:
+        load = self._running.get((sender, asked))
+        return load is not None and (load.handlers >= RUNNING_MAX or load.bytes >= RUNNING_MAX_BYTES)
+
+    def _ended(self, sender: Address, size_bytes: int, *, asked: bool) -> None:
+        load = self._running[sender, asked]
+        load.handlers -= 1
+        load.bytes -= size_bytes
+        if not load.handlers:
+            del self._running[sender, asked]
         waiting = None if asked else self._waiting.get(sender)
-        if waiting is not None:
+        while waiting is not None and not self._full(sender, asked=False):
             following = waiting.take()
-            if not len(waiting):
+            if following is None:
                 del self._waiting[sender]
-            if following is not None:
-                protocol, payload = following
-                self._begin(sender, self._handlers[protocol], payload, None)
+                return
+            protocol, payload = following
+            self._begin(sender, self._handlers[protocol], payload, None)
+
+
+@dataclass
+class _Load:
+    """What is at work for one sender."""
+
+    handlers: int = 0
+    bytes: int = 0
 
 
 class Backlog:

@@ -426,7 +426,3 @@ class Line:
         finally:
             for end in ends:
                 end.transport.abort()
-
-
-def test_the_system_has_what_the_wire_sets() -> None:
-    assert hasattr(socket, "TCP_NOTSENT_LOWAT")

@@ -25,8 +25,8 @@ WINDOW_MAX = 8 << 20
 """What one stream may have under way: 1 Gbit/s over 60 ms. The window doubles up to here while data flows."""
 FRAME_MAX = 64 << 10
 """Payload of one frame that we send: an urgent one waits for at most this much of another stream."""
-STREAMS_MAX = 32
-"""Streams that the other side may have open; ours are 9 and a few short ones."""
+STREAMS_MAX = 16
+"""Streams that the other side may have open, each with one unfinished message; ours are 9."""
 REFUSED_MAX = 256
 """Streams refused for being too many before the connection is cut."""
 CONTROL_MAX_BYTES = 64 << 10
