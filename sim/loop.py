@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
@@ -24,10 +25,15 @@ class StuckError(Exception):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time jumps to the next timer as soon as nothing is left to do now; executors run their work at once."""
+    """Time jumps to the next timer as soon as nothing is left to do now; executors run their work at once.
 
-    def __init__(self) -> None:
+    Args:
+        limit_s: virtual seconds after which it gives up: something waits in a circle of timers.
+    """
+
+    def __init__(self, *, limit_s: float = math.inf) -> None:
         self._now_s = 0.0
+        self._limit_s = limit_s
         self._steps = 0
         super().__init__(_Jump(self._jump))
 
@@ -49,7 +55,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def settle(self) -> None:
         """Cancel what still runs and let it end."""
         left = asyncio.all_tasks(self)
-        self._steps = 0
+        self._steps, self._limit_s = 0, math.inf
         for task in left:
             task.cancel()
         if left:
@@ -62,6 +68,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if wait_s > 0:
             self._now_s += wait_s
             self._steps = 0
+            if self._now_s > self._limit_s:
+                raise StuckError(f"not over after {self._limit_s:g} s")
             return
         self._steps += 1
         if self._steps > STEPS_MAX:

@@ -37,6 +37,7 @@ from swarm.merkle import digest_of
 from swarm.net.memory import MemoryNetwork
 
 CREATED_MS = 1_700_000_000_000
+LEAVE_S = 60.0
 CATCH_UP_S = 40.0
 """A request for blocks that was lost in the last trouble is given up after 30 seconds."""
 
@@ -72,7 +73,7 @@ def run(plan: Plan, *, tell: Callable[[str], None] | None = None) -> Outcome:
         tell: hears every line of the story as it happens.
     """
     home = Path(tempfile.mkdtemp(prefix="swarm-sim-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    loop = VirtualLoop()
+    loop = VirtualLoop(limit_s=plan.trouble_s + plan.calm_s + 1000.0)
     try:
         world = World(plan, home, loop, tell=tell)
         failure = ""
@@ -259,9 +260,18 @@ class World:
         self._calm_s = max(self._loop.time() - calm_s, 0.0)
         self.troubles.stop()
         await raging
-        await leaves
+        await self._all_back(leaves)
         await self._catch_up()
         self._compare(trainers)
+
+    async def _all_back(self, leaves: asyncio.Task[None]) -> None:
+        """Who is on leave comes back; further leaves are called off."""
+        await asyncio.wait({leaves}, timeout=LEAVE_S)
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        for site in self.founders:
+            if not site.gone:
+                await site.start()
 
     async def _catch_up(self) -> None:
         """A node that missed the last blocks gets them, although no transaction waits any more."""

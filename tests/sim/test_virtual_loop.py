@@ -91,3 +91,17 @@ def test_tasks_that_wake_each_other_for_ever_are_an_error_and_not_a_hang() -> No
 
     with pytest.raises(StuckError, match="for ever"):
         run(spin())
+
+
+def test_timers_that_go_round_for_ever_are_an_error_and_not_a_hang() -> None:
+    loop = VirtualLoop(limit_s=100.0)
+
+    def again() -> None:
+        loop.call_later(1.0, again)
+
+    again()
+    task = loop.create_task(asyncio.Event().wait())
+    with pytest.raises(StuckError, match="not over after 100 s"):
+        loop.run_until_complete(task)
+    loop.settle()
+    loop.close()
