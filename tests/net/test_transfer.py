@@ -226,6 +226,8 @@ async def test_a_transfer_goes_on_where_it_was_cancelled(swarm: Swarm, tmp_path:
     pulling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pulling
+    # What was asked before the cancel has arrived when this is answered.
+    await me.transport.request(source.me, transfer.PROTOCOL, pack(["describe", digest]), timeout_s=5)
     source.asked.clear()
     # Another process: what is on disk is all that is left.
     again = Store(me.store.folder, SIZE_MAX, durable=False)

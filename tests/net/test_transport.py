@@ -230,7 +230,7 @@ async def test_a_removed_member_is_cut_at_once(swarm: Swarm) -> None:
         await b.request(a.me, "/echo", b"", timeout_s=0.3)
     assert heard == []
     a.set_members(swarm.endpoints)
-    await until(lambda: a.connected() == {b.me, c.me})
+    await until(lambda: a.connected() == {b.me, c.me} and b.connected() == {a.me, c.me})
     assert await b.request(a.me, "/echo", b"again", timeout_s=5) == b"again"
 
 
