@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
@@ -18,8 +18,6 @@ from swarm.ledger.client import Event
 from swarm.rounds import Phase
 
 STORY_LINES = 12
-PLAIN_WIDTH = 140
-"""Where no terminal says how wide it is: wide enough for the results."""
 
 _STATES = {"up": "green", "killed": "red", "returning": "yellow"}
 
@@ -177,7 +175,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], members: Sequence[str]) -> 
     for row in rows:
         cells = [_cell(row["own"][name]) for name in members] + [_cell(row["everywhere"])]
         table.add_row(row["method"], *cells, style="bold" if row["method"].startswith("swarm") else None)
-    (screen.out if screen.out.is_terminal else Console(width=PLAIN_WIDTH)).print(table)
+    screen.show(table)
 
 
 def _cell(scores: Mapping[str, float]) -> str:

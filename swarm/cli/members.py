@@ -65,7 +65,7 @@ def list_(site: SitePath, json_: Json = False) -> None:
         )
         return
     rows = [[m.name, checksum(m.address), _part(m), m.endpoint] for m in members]
-    screen.out.print(screen.table("name", "address", "part", "endpoint", rows=rows))
+    screen.show(screen.table("name", "address", "part", "endpoint", rows=rows))
 
 
 def _part(member: Member) -> str:
@@ -103,7 +103,7 @@ def proposals(site: SitePath, json_: Json = False) -> None:
         [str(p["id"]), f"{p['kind']} {p['member']}", "done" if p["decided"] else f"{p['approvals']} of {p['quorum']}"]
         for p in found
     ]
-    screen.out.print(screen.table("id", "proposal", "approvals", rows=rows))
+    screen.show(screen.table("id", "proposal", "approvals", rows=rows))
 
 
 def _operate(site: Path, call: Callable[[Contracts], Awaitable[Call]], done: str) -> None:

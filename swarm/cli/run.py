@@ -125,7 +125,7 @@ def list_(site: SitePath, json_: Json = False) -> None:
         [str(run["id"]), run["name"], run["state"], f"{run['round']}/{run['rounds']}", ", ".join(run["approvals"])]
         for run in runs
     ]
-    screen.out.print(screen.table("run", "name", "state", "rounds", "consent of", rows=rows))
+    screen.show(screen.table("run", "name", "state", "rounds", "consent of", rows=rows))
 
 
 async def _list(site: SiteConfig) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def show(site: SitePath, run: RunName, json_: Json = False) -> None:
     )
     screen.out.print(f"consent of {', '.join(described['approvals'])}; joined: {', '.join(described['participants'])}")
     columns = ("round", "leader", "view", "checkpoint", "submitted (weight)", "attested", "trouble")
-    screen.out.print(screen.table(*columns, rows=[_row(one) for one in rounds]))
+    screen.show(screen.table(*columns, rows=[_row(one) for one in rounds]))
 
 
 def _row(one: RoundHistory) -> list[str]:

@@ -34,7 +34,7 @@ def status(
     if json_:
         screen.print_json({**seen, "strength": strength(seen)})
     else:
-        screen.out.print(view(seen))
+        screen.show(view(seen))
 
 
 async def _ask(site: SiteConfig) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import Result
 
 from swarm.config import load_site
 from swarm.identity import checksum
@@ -35,6 +36,23 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
         write_file(found.folder / "genesis.safetensors", SCHEMA, {"weight": np.zeros(PARAMETERS, np.float32)})
         (found.folder / "trial.toml").write_text(POLICY)
         yield found
+
+
+def in_step(hospitals: Hospitals) -> None:
+    """Returns when both nodes have the same block: what one was told, the other may hear a moment later."""
+    nodes = list(hospitals.sites)
+    hospitals.wait_for(lambda: len({hospitals.ask(name, "eth_blockNumber") for name in nodes}) == 1, "one height")
+
+
+@pytest.fixture
+def swarm(swarm: Swarm, hospitals: Hospitals) -> Swarm:
+    """A command line that is typed once both nodes are in step."""
+
+    def call(*arguments: str | Path) -> Result:
+        in_step(hospitals)
+        return swarm(*arguments)
+
+    return call
 
 
 @pytest.fixture
@@ -79,6 +97,7 @@ def trial(hospitals: Hospitals) -> int:
     proposed = run("run", "propose", north, policy, "--model", genesis, "--json")
     assert proposed.exit_code == 0, proposed.output
     number = int(json.loads(proposed.stdout)["run"])
+    in_step(hospitals)
     approved = run("run", "approve", south, "test")
     assert "south consents to run" in approved.stdout
     assert "open" in approved.stdout

@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from swarm.cli.control import NodeClient
-from swarm.cli.screen import out
+from swarm.cli.screen import show
 from swarm.cli.status import in_words, strength, view
 from swarm.config import SiteConfig, load_site
 from swarm.errors import ConfigError, StorageError, SwarmError, UnavailableError
@@ -64,11 +66,10 @@ def test_a_member_that_does_not_vote_does_not_count_towards_the_quorum() -> None
 
 
 def test_the_view_shows_members_the_round_and_how_far_the_node_is_behind() -> None:
-    with out.capture() as shown:
-        out.print(view(seen(4, 3)))
-    text = shown.get()
+    paper = StringIO()
+    Console(width=200, file=paper).print(view(seen(4, 3)))
     for part in ("block 7", "2 behind", "this node", "heart", "3/15", "attest", "m0"):
-        assert part in text
+        assert part in paper.getvalue()
 
 
 @pytest.mark.parametrize("command", [("status",), ("status", "--json"), ("status", "--watch")])
@@ -127,3 +128,17 @@ async def test_whatever_a_node_answers_the_client_raises_what_it_means(
     async with socket_that(reply, consortium, tmp_path) as site, NodeClient(site) as node:
         with pytest.raises(kind, match=said):
             await node.call("swarm_status", timeout_s=0.2)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal_folds_what_it_cannot_hold_and_cuts_nothing_off(columns: int) -> None:
+    paper = StringIO()
+    Console(width=columns, force_terminal=True, file=paper).print(view(seen(4, 4)))
+    assert "…" not in paper.getvalue()
+
+
+def test_a_pipe_gets_every_line_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    show(view(seen(4, 4)))
+    lines = capsys.readouterr().out.splitlines()
+    for member in seen(4, 4)["members"]:
+        assert any(member["name"] in line and member["address"] in line for line in lines)
