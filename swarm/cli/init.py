@@ -82,7 +82,7 @@ def key(
 ) -> None:
     """Write one member's own keys and settings, and print the public lines that the others need.
 
-    A founder's lines go into swarm.toml; of a newcomer's, the members make a file for `swarm members nominate`.
+    A founder's lines go into swarm.toml; a newcomer's are what `swarm members nominate` asks for.
     """
     (place,) = places_of([f"{name}@{at}"], base_port=BASE_PORT)
     there = [path for stem in (f"keys/{name}", f"keys/{name}-operator") for path in folder.glob(f"{stem}.*")]
