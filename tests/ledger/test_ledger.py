@@ -24,7 +24,7 @@ from tests.ledger.world import MEMBERS, OPERATORS, STRANGER
 Make = Callable[..., Ledger]
 
 
-def refuse(ledger: Ledger, payload: bytes, reason: str = "", *, seals: Certificate | None = None) -> None:
+def refuse(ledger: Ledger, payload: bytes, reason: str | None = None, *, seals: Certificate | None = None) -> None:
     """Neither this ledger's vote nor a quorum of seals gets the payload in."""
     before = ledger.head
     assert not ledger.judge(payload, world.now_ms(ledger))
