@@ -136,6 +136,7 @@ class Participation:
         self._stirred.set()
 
     def stir(self) -> None:
+        """Look again at what is owed: something arrived, or a time has come."""
         self._stirred.set()
 
     # --- duties
@@ -151,7 +152,12 @@ class Participation:
                 self._start_duties()
             except (UnavailableError, RejectedError) as error:
                 logger.info("the ledger could not be read: %s", error)
+                self._head_stale = True
                 self._stir_later(RETRY_S)
+            except StorageError as error:
+                logger.error("runs: %s", error)
+                self._head_stale = True
+                self._stir_later(STORAGE_RETRY_S)
             except Exception as error:
                 self._on_failure(error)
                 return
