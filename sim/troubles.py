@@ -20,8 +20,9 @@ from swarm.net.memory import MemoryNetwork
 from swarm.node.agreement import CONSENSUS
 from swarm.rounds import fault_max
 
-SHAKEN_S = 10.0
-"""How long a round may suffer from a trouble that is over: requests under way time out, nodes catch up."""
+SHAKEN_S = 35.0
+"""How long a round may suffer from a trouble that is over: a request that was lost is given up after 20 s, one for
+blocks after 30. (On a real line a lost message ends the connection, and the request at once.)"""
 STEPS = ("Submitted", "MergeStarted", "Published", "Attested", "vote", "vote")
 """Moments at which a member may be killed: the steps of a round by the ledger's events, and in the middle of a vote."""
 VOTES = 200

@@ -52,6 +52,7 @@ CUSTODY = "/swarm/custody/1"
 TRANSACTION_S = 20.0
 """How long a transaction may take to be in a block before the duty is asked for again."""
 RETRY_S = 0.5
+REFUSED_PAUSE_MAX_S = 30.0
 LOOK_AGAIN_S = 2.0
 STORAGE_RETRY_S = 10.0
 OBJECT_MAX_BYTES = 8 << 30
@@ -102,6 +103,8 @@ class Participation:
         self._on_failure = on_failure
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
+        self._pauses: dict[tuple[object, ...], float] = {}
+        """How long to wait after the next refusal of a duty that still stands."""
         self._changed = asyncio.Event()
         self._stirred = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -210,6 +213,7 @@ class Participation:
             if again_s is not None:
                 wake_s.append(again_s - now_s)
         work = {same_work(duty): duty for duty in sorted(owed, key=repr)}
+        self._pauses = {key: pause_s for key, pause_s in self._pauses.items() if key in work}
         for key, duty in work.items():
             if key not in self._running:
                 self._running[key] = asyncio.get_running_loop().create_task(self._perform(duty))
@@ -283,8 +287,15 @@ class Participation:
                     await self.transact(self._contracts.report_missing(run, round_, member))
                 case Advance(run=run, round=round_, view=view):
                     await self.transact(self._contracts.advance(run, round_, view))
-        except (RejectedError, UnavailableError, PeerError) as error:
-            # The state moved on meanwhile, or a peer is away: the duty is asked for again if it still stands.
+        except RejectedError as error:
+            # The state moved on meanwhile. Where the duty still stands, this node's clock is ahead of the others':
+            # each refused call takes room in a block, so they grow rare.
+            logger.debug("%s: %s", type(duty).__name__, error)
+            pause_s = self._pauses.get(same_work(duty), RETRY_S)
+            self._pauses[same_work(duty)] = min(2 * pause_s, REFUSED_PAUSE_MAX_S)
+            await asyncio.sleep(pause_s)
+        except (UnavailableError, PeerError) as error:
+            # A peer is away: the duty is asked for again if it still stands.
             logger.debug("%s: %s", type(duty).__name__, error)
             await asyncio.sleep(RETRY_S)
         except StorageError as error:

@@ -96,6 +96,13 @@ def test_blocks_that_every_site_lost_in_a_power_cut_are_decided_again_as_they_we
     assert any("loses" in line for outcome in outcomes for line in outcome.lines)
 
 
+def test_a_clock_that_is_a_minute_wrong_does_not_fill_the_ledger() -> None:
+    """A member whose clock is ahead asks the contract to go on too early, and each refused call is in a block."""
+    outcome = well(Plan(seed=2, liar="silent", rounds=4, skew_s=60.0, patience=10.0))
+    assert outcome.replacements > 0
+    assert outcome.blocks <= 45  # 82 when it asked again every half second
+
+
 def test_the_same_seed_is_the_same_story_and_another_seed_another() -> None:
     plan = draw(1098, members=(4, 5))
     first, again = run(plan), run(plan)
