@@ -35,7 +35,6 @@ from swarm.cli.consortium import places_of, write_consortium
 from swarm.cli.run import agree
 from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
-from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
 
 
@@ -59,24 +58,6 @@ def _model(folder: Path, parameters: int) -> Path:
     schema = Schema.of([Tensor("weight", "F32", (parameters,))])
     write_file(path, schema, {"weight": np.zeros(parameters, np.float32)})
     return path
-
-
-def _train(site: Path, run: str, genesis: Path, marks: Path) -> None:
-    """A training process that does not train: it submits the same update each round and notes when rounds closed."""
-    schema = Schema.of_file(genesis)
-    parameters = schema.tensors[0].shape[0]
-    rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
-    values = rng.normal(0, 1e-3, parameters).astype(np.float32)
-    times = [time.time()]
-    with Node(load_site(site), patience_s=60) as node:
-        seat = Seat(node, run)
-        place = seat.take()
-        while not place.finished:
-            with seat.update_file() as path:
-                write_file(path, schema, {"weight": values * np.float32(1 + place.round)})
-                place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0})
-            times.append(time.time())
-    marks.write_text(json.dumps(times))
 
 
 def _gloo(rank: int, size: int, parameters: int, rounds: int, port: int, result: Any) -> None:
@@ -161,15 +142,13 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         processes = [psutil.Process(node.pid) for node in nodes]
         before_cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
         before_wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
-        context = multiprocessing.get_context("spawn")
-        jobs = [
-            context.Process(target=_train, args=(site, "bench", genesis, folder / f"{site.stem}.json"))
-            for site in sites
-        ]
-        for job in jobs:
-            job.start()
-        for job in jobs:
-            job.join()
+        trainers = []
+        for site in sites:
+            arguments = [str(site), "bench", str(genesis), str(folder / f"{site.stem}.json")]
+            trainers.append(subprocess.Popen([sys.executable, "-m", "bench.trainer", *arguments]))
+        for trainer in trainers:
+            if trainer.wait():
+                raise SystemExit(f"a training process ended with {trainer.returncode}")
         cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - before_cpu
         wire = psutil.net_io_counters(pernic=True)["lo"].bytes_sent - before_wire
         memory = max(_peak_bytes(process.pid) for process in processes)
@@ -230,7 +209,8 @@ def main(
             f"{cost.round_s / cost.gloo_s:.1f}",
             f"{cost.memcpy_s:.4f}",
         )
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
 
