@@ -17,9 +17,14 @@ from swarm.encoding import Address, Digest, keccak256, short
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.rounds import Submission, leader_of
+from swarm.rounds import Submission, fault_max, leader_of
 
 REASONS = {1: "silent", 2: "unattested", 3: "refused", 4: "inputs changed"}
+
+
+def quorum(count: int) -> int:
+    """Two thirds, rounded up."""
+    return -(-2 * count // 3)
 
 
 class Violation(AssertionError):
@@ -49,7 +54,9 @@ class Observer:
     Args:
         name: how the story calls a member.
         files: every update that an honest or dishonest member made, by digest; whatever is not in it nobody can read.
-        liars: members whose submissions may be struck and whose words mean nothing.
+        liars: members whose submissions may be struck and whose words mean nothing. Where few take part in a round,
+            they may be more there than the round bears, though not more than the swarm does: then they can strike a
+            submission and suspend a leader, but close nothing.
         on_event: told about every event of the runs contract, once.
     """
 
@@ -164,7 +171,9 @@ class Observer:
         before = found["replaced"]
         if found["reason"] == 3:
             self._suspended.add(before)
-            if before not in self._liars and before not in round_.wrong_leaders:
+            k = len(self._unstruck(round_))
+            outvoted = len(self._liars & self._unstruck(round_).keys()) > k - quorum(k)
+            if before not in self._liars and before not in round_.wrong_leaders and not outvoted:
                 raise Violation(f"round {round_.number}: {self._name(before)} is honest and was refused")
         self._elected(round_, found)
         self.replacements += 1
@@ -182,7 +191,9 @@ class Observer:
         round_.struck.add(member)
         self.struck += 1
         self._story.say(f"round {round_.number}: the submission of {self._name(member)} is struck")
-        if member not in self._liars and not self._excused(member):
+        k = len(round_.submissions)
+        outvoted = len(self._liars & round_.submissions.keys()) >= min(max(2, fault_max(k) + 1), k - 1)
+        if member not in self._liars and not outvoted and not self._excused(member):
             raise Violation(f"round {round_.number}: the submission of {self._name(member)}, which is honest, is lost")
 
     def _upon_RoundRestarted(self, found: Mapping[str, Any]) -> None:
@@ -230,9 +241,9 @@ class Observer:
 
     def _upon_RoundClosed(self, found: Mapping[str, Any]) -> None:
         round_ = self._at(found)
-        quorum = -(-2 * len(self._unstruck(round_)) // 3)
-        if len(round_.attested) < quorum or found["attestations"] != len(round_.attested):
-            raise Violation(f"round {round_.number} closed with {len(round_.attested)} attestations of {quorum}")
+        needed = quorum(len(self._unstruck(round_)))
+        if len(round_.attested) < needed or found["attestations"] != len(round_.attested):
+            raise Violation(f"round {round_.number} closed with {len(round_.attested)} attestations of {needed}")
         merged = self._merged()
         if merged is None:
             raise Violation(f"round {round_.number} closed with a submission whose bytes nobody ever had")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
-from sim.plan import Plan
+from sim.plan import Plan, submissions_min
 from sim.world import run
 
 
@@ -33,18 +31,22 @@ def test_votes_that_are_not_kept_are_noticed_within_6_seeds_of_power_cuts() -> N
     assert "fork" in next(failures(plans))
 
 
-@pytest.mark.slow
-def test_votes_that_are_not_kept_are_noticed_within_600_seeds_of_single_crashes() -> None:
-    """No block is lost here: it takes a validator that votes, dies, and votes otherwise when the others are apart."""
-    plans = (
-        Plan(seed=seed, crashes=6, partitions=3, loss=0.25, delay_s=0.15, train_s=0.5, mistake="forgetful")
-        for seed in range(600)
-    )
-    assert "fork" in next(failures(plans))
+def slow_sites(seed: int, submissions_min: int) -> Plan:
+    """Seven members of which two collude; training takes so long that few submit in time."""
+    return Plan(
+        seed=seed, members=7, liar="collude", liars=2, submissions_min=submissions_min, patience=0.2, train_s=20.0,
+        trouble_s=5.0,
+    )  # fmt: skip
+
+
+def test_a_policy_by_which_two_submissions_of_seven_members_make_a_round_is_noticed_within_3_seeds() -> None:
+    """Not a mistake of a node but of a policy: the two that may be dishonest are a quorum of two or three."""
+    assert "but the merge of its submissions is" in next(failures(slow_sites(seed, 2) for seed in range(3)))
 
 
 def test_the_same_plans_without_the_mistake_are_well() -> None:
     for seed in range(2):
         assert not run(Plan(seed=seed, liar=("bit", "wrong")[seed % 2])).failure
         assert not run(Plan(seed=seed, gone=1, delay_s=0.05)).failure
+        assert not run(slow_sites(seed, submissions_min(7))).failure
         assert not run(Plan(seed=seed, blackouts=1, power_cuts=2, crashes=2, loss=0.1, train_s=1.0)).failure
