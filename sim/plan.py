@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, fields
 
 from swarm.config import Policy
-from swarm.rounds import fault_max
+from swarm.rounds import fault_max, submissions_needed
 
 LIARS = ("wrong", "bit", "withhold", "refuse", "silent", "slander", "collude", "babble", "poison")
 """What a dishonest member may do; `sim.adversaries` says how."""
@@ -79,7 +79,7 @@ class Plan:
             name="simulated",
             rounds=self.rounds,
             sync_interval=10,
-            submissions_min=self.submissions_min or submissions_min(self.members),
+            submissions_min=self.submissions_min or max(min(2, self.members), submissions_needed(self.members)),
             submit_s=12.0 * self.patience,
             merge_s=4.0 * self.patience,
             attest_s=4.0 * self.patience,
@@ -103,12 +103,6 @@ class Plan:
             if field.name != "seed" and value != field.default:
                 words.append(f"{option(field.name)} {value}")
         return " ".join(words)
-
-
-def submissions_min(members: int) -> int:
-    """The fewest submissions of which the members that may be dishonest are no quorum: with fewer, those alone could
-    close a round with whatever they like, while the others are away."""
-    return next(k for k in range(min(2, members), members + 1) if -(-2 * k // 3) > fault_max(members))
 
 
 def option(field: str) -> str:

@@ -204,6 +204,16 @@ def fault_max(members: int) -> int:
     return (members - 1) // 3
 
 
+def submissions_needed(members: int) -> int:
+    """The least `submissions_min` with which no round can close on the word of liars alone.
+
+    A round closes when two thirds of its submitters attest. Where fewer submit than the consortium has members, that
+    quorum may be as small as the number of liars which the consortium tolerates; it has to be greater.
+    """
+    liars = fault_max(members)
+    return next(count for count in range(1, members + 1) if -(-2 * count // 3) > liars)
+
+
 def duties(
     state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
 ) -> frozenset[Duty]:

@@ -32,6 +32,7 @@ from swarm.rounds import (
     fault_max,
     leader_of,
     next_change_s,
+    submissions_needed,
 )
 
 RUN, ROUND, VIEW = 7, 3, 1
@@ -548,3 +549,10 @@ def test_blind_attestation_is_caught_by_the_table() -> None:
 @pytest.mark.parametrize(("members", "faults"), [(1, 0), (2, 0), (3, 0), (4, 1), (6, 1), (7, 2), (10, 3)])
 def test_fewer_than_a_third_may_be_faulty(members: int, faults: int) -> None:
     assert fault_max(members) == faults
+
+
+@pytest.mark.parametrize(("members", "needed"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 4), (9, 4), (10, 5), (13, 7)])
+def test_a_round_has_more_attestors_than_liars(members: int, needed: int) -> None:
+    assert submissions_needed(members) == needed
+    assert -(-2 * needed // 3) > fault_max(members)
+    assert needed == 1 or -(-2 * (needed - 1) // 3) <= fault_max(members), "one fewer would not do"

@@ -20,6 +20,7 @@ from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.encoding import Digest, from_hex, short, to_hex
 from swarm.errors import ConfigError
 from swarm.ledger.client import Contracts, Run
+from swarm.rounds import fault_max, submissions_needed
 
 app = typer.Typer(no_args_is_help=True, help="Propose, approve and follow runs: one training effort of the members.")
 
@@ -46,9 +47,21 @@ def propose(
 
 async def _propose(site: SiteConfig, policy: Policy, model: Path) -> int:
     async with contracts_of(site) as contracts:
+        await _check_collusion(contracts, policy.submissions_min)
         genesis = await hand_over(site, policy, model)
         receipt = await operate(site, contracts, contracts.propose(policy, genesis))
         return int(receipt.first("RunProposed").args["run"])
+
+
+async def _check_collusion(contracts: Contracts, submissions_min: int) -> None:
+    """ConfigError if the members that may lie could close a round of this run among themselves."""
+    members = len(await contracts.members())
+    needed = submissions_needed(members)
+    if submissions_min < needed:
+        raise ConfigError(
+            f"submissions_min = {submissions_min}, but of {members} members {fault_max(members)} may lie, and a round "
+            f"with so few submissions could close on their word alone: it has to be {needed} or more"
+        )
 
 
 async def hand_over(site: SiteConfig, policy: Policy, model: Path) -> Digest:
@@ -91,6 +104,7 @@ def approve(site: SitePath, run: RunName) -> None:
     async def work() -> Run:
         async with contracts_of(settings) as contracts:
             found = await named_run(contracts, run)
+            await _check_collusion(contracts, found.submissions_min)
             await operate(settings, contracts, contracts.approve(found.id))
             return await contracts.run(found.id)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sim.plan import Plan, submissions_min
+from sim.plan import Plan
 from sim.world import run
+from swarm.rounds import submissions_needed
 
 
 def failures(plans: Iterator[Plan]) -> Iterator[str]:
@@ -48,5 +49,5 @@ def test_the_same_plans_without_the_mistake_are_well() -> None:
     for seed in range(2):
         assert not run(Plan(seed=seed, liar=("bit", "wrong")[seed % 2])).failure
         assert not run(Plan(seed=seed, gone=1, delay_s=0.05)).failure
-        assert not run(slow_sites(seed, submissions_min(7))).failure
+        assert not run(slow_sites(seed, submissions_needed(7))).failure
         assert not run(Plan(seed=seed, blackouts=1, power_cuts=2, crashes=2, loss=0.1, train_s=1.0)).failure
