@@ -42,7 +42,7 @@ def processes_of(folder: Path) -> list[int]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """One demo with a killed leader, short enough to be waited for, and what it printed."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    command = demo(folder, "--rounds", "6", "--seed", "1")
+    command = demo(folder, "--rounds", "8", "--seed", "1")
     return folder, subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -77,7 +77,7 @@ class TestTheDemo:
         told = run("audit", folder / "state" / "va", "--json")
         assert told.exit_code == 0
         (site,) = json.loads(told.stdout)["sites"]
-        assert site["rounds"] == site["merges"] == 7
+        assert site["rounds"] == site["merges"] == 9
 
     def test_a_byte_changed_in_one_hospitals_store_afterwards_is_found(self, done: Any) -> None:
         folder, _ = done

@@ -33,18 +33,23 @@ from swarm.cli.processes import kill, last_line, run_to_the_end, start, start_no
 from swarm.cli.run import agree
 from swarm.config import SiteConfig, load_policy, load_site
 from swarm.errors import ConfigError, RejectedError, UnavailableError
+from swarm.rounds import Phase
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 RUNS = ("heart-scaling", "heart")
-ROUNDS_MIN = 6
+ROUNDS_MIN = 8
 """Fewer leave no time to kill a leader and to see it take part again."""
 KILL_AT_ROUND = 4
+AIM_ROUNDS = 2
+"""For so many rounds only a leader that has not published yet is killed; then any leader."""
 PAUSE_S = 1.0
 """A round of this small model takes half a second; real training takes longer, and a person wants to watch."""
 MARK = ".swarm-demo"
 """A folder with this file was made by the demo, which may therefore replace it."""
 LOOK_S = 0.03
-"""How often a node is asked: a leader of this small model leads for a tenth of a second."""
+"""How often a node is asked how things stand."""
+AIM_S = 0.005
+"""How often while a leader is awaited that is to be killed: with this small model it leads for a tenth of a second."""
 READ_S = 0.3
 """How often the ledger's events are read."""
 SILENCE_S = 60.0
@@ -222,15 +227,16 @@ class _Demo:
         clock = asyncio.get_running_loop().time
         height, grown_s, read_s = 0, clock(), 0.0
         while True:
+            aims = self.kills and not victim and self.seen.run == "heart" and self.seen.round >= self._kill_at
             state = await self._look()
-            if clock() - read_s > READ_S:
+            if clock() - read_s > READ_S and not aims:
                 await self._read_ledger()
                 read_s = clock()
             if back is not None and back.done():
                 await back
             if state == "finished" and (not victim or (back is not None and back.done())):
                 break
-            if self.kills and not victim and self.seen.run == "heart" and self.seen.round >= self._kill_at:
+            if aims:
                 victim = self._kill_leader()
                 killed_in = self.seen.round if victim else -1
             elif victim and back is None and self.seen.round > killed_in:
@@ -242,17 +248,18 @@ class _Demo:
                 raise UnavailableError(
                     f"no block for {SILENCE_S:g} s and the run has not ended; the logs: {self.folder}/state/*/*.log"
                 )
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(AIM_S if aims else LOOK_S)
         await self._read_ledger()
         return victim, killed_in
 
     @property
     def _kill_at(self) -> int:
-        return KILL_AT_ROUND if self.rounds is None else min(KILL_AT_ROUND, self.rounds // 3)
+        return KILL_AT_ROUND if self.rounds is None else min(KILL_AT_ROUND, self.rounds // 4)
 
     def _kill_leader(self) -> str:
         leader = self.seen.leader
-        if not leader:
+        late = self.seen.phase != Phase.MERGE.name.lower() and self.seen.round < self._kill_at + AIM_ROUNDS
+        if not leader or late:
             return ""
         hospital = self.hospitals[leader]
         assert hospital.node is not None
