@@ -98,6 +98,9 @@ class Have:
     unusable: frozenset[Digest] = frozenset()
     """Submitted objects that are here and that no merge under the policy takes (wrong tensors, not finite): every
     honest member finds the same, and reports them like bytes that never came."""
+    waits_since_s: float | None = None
+    """Since when, by its own clock, this node has waited for bytes that the merge needs: neither another clock nor a
+    restart makes it accuse somebody whom it has hardly asked."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,8 @@ def duties(
         if not absent and not unusable and state.base in have.objects:
             owed.add(Merge(state.run, state.round, state.base, state.merged))
         elif state.phase is Phase.MERGE and me in submitters:
-            late = absent if now_s >= state.deadline_s - merge_s / 2 else []
+            patient = have.waits_since_s is not None and now_s >= have.waits_since_s + merge_s / 2
+            late = absent if patient else []
             reported = {member for reporter, member in state.missing if reporter == me}
             owed.update(
                 ReportMissing(state.run, state.round, s.member)
@@ -290,12 +294,14 @@ def advance_due_s(state: RoundState, me: Address) -> float:
 
 
 def next_change_s(
-    state: RoundState, me: Address, now_s: float, *, merge_s: float, submissions_min: int
+    state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
 ) -> float | None:
     """When to ask `duties` again although nothing arrived; None where only an arrival can change them."""
-    if state.state is not RunState.OPEN or not _can_advance(state, submissions_min):
+    if state.state is not RunState.OPEN:
         return None
-    times = [state.deadline_s - merge_s / 2, advance_due_s(state, me)]
+    times = [] if have.waits_since_s is None else [have.waits_since_s + merge_s / 2]
+    if _can_advance(state, submissions_min):
+        times.append(advance_due_s(state, me))
     return min((time for time in times if time > now_s), default=None)
 
 

@@ -114,6 +114,7 @@ SUBMIT = Submit(RUN, ROUND, UPDATE, (B, C, D), 2)
 ATTEST = Attest(RUN, ROUND, VIEW, MERGED)
 REFUSE = Refuse(RUN, ROUND, VIEW, B, WRONG, MERGED)
 HALF_S = DEADLINE_S - MERGE_S / 2
+SINCE_S = HALF_S - MERGE_S / 2
 WITHOUT_C = EVERYTHING - {ALL[2].digest}
 STRUCK_C = (ALL[0], ALL[1], submission(C, struck=True), ALL[3])
 
@@ -201,21 +202,28 @@ SITUATIONS = [
     Situation(
         "at half of the time an absent update is reported",
         state(Phase.MERGE),
-        Have(WITHOUT_C),
+        Have(WITHOUT_C, waits_since_s=SINCE_S),
         frozenset({fetch(ALL[2].digest, C, B, D), ReportMissing(RUN, ROUND, C)}),
+        now_s=HALF_S,
+    ),
+    Situation(
+        "who has only begun to wait reports nobody, however late the ledger's clock says it is",
+        state(Phase.MERGE),
+        Have(WITHOUT_C, waits_since_s=HALF_S - 0.1),
+        frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
     Situation(
         "an update is reported once",
         state(Phase.MERGE, missing=[(A, C), (B, D)]),
-        Have(WITHOUT_C),
+        Have(WITHOUT_C, waits_since_s=SINCE_S),
         frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
     Situation(
         "who submitted nothing reports nobody",
         state(Phase.MERGE, ALL[1:]),
-        Have(WITHOUT_C),
+        Have(WITHOUT_C, waits_since_s=SINCE_S),
         frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
@@ -333,6 +341,7 @@ def test_the_table(situation: Situation) -> None:
 
 MEMBERS = tuple(address(i) for i in range(1, 9))
 DIGESTS = st.sampled_from([BASE, MERGED, WRONG])
+times = st.floats(985.0, 1030.0)
 members = st.sampled_from(MEMBERS)
 
 
@@ -365,10 +374,9 @@ def states(draw: st.DrawFn) -> RoundState:
 def haves(draw: st.DrawFn) -> Have:
     objects = draw(st.frozensets(st.sampled_from([BASE, *(submission(m).digest for m in MEMBERS)])))
     update = draw(st.none() | st.builds(Update, st.integers(ROUND - 1, ROUND + 1), DIGESTS, st.integers(1, 100)))
-    return Have(objects, update, draw(st.none() | DIGESTS))
+    return Have(objects, update, draw(st.none() | DIGESTS), waits_since_s=draw(st.none() | times))
 
 
-times = st.floats(985.0, 1030.0)
 thorough = settings(max_examples=250, deadline=None, derandomize=True)
 
 
@@ -454,7 +462,7 @@ def test_nobody_owes_anything_in_a_run_that_is_not_open(
 ) -> None:
     if state.state is not RunState.OPEN:
         assert duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) == frozenset()
-        assert next_change_s(state, me, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) is None
+        assert next_change_s(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) is None
 
 
 @thorough
@@ -470,7 +478,8 @@ def test_only_absent_updates_of_others_are_reported_and_not_before_half_of_the_t
         assert submission(duty.member) in state.submissions
         assert submission(duty.member).digest not in have.objects
         assert (me, duty.member) not in state.missing
-        assert now_s >= state.deadline_s - MERGE_S / 2
+        assert have.waits_since_s is not None
+        assert now_s >= have.waits_since_s + MERGE_S / 2
 
 
 @thorough
@@ -496,7 +505,7 @@ def test_next_change_names_every_moment_at_which_duties_change_by_themselves(
     if duties(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) != duties(
         state, me, have, after_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN
     ):
-        change_s = next_change_s(state, me, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+        change_s = next_change_s(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
         assert change_s is not None
         assert before_s < change_s <= after_s
 

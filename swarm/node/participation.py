@@ -32,6 +32,7 @@ from swarm.rounds import (
     Fetch,
     Have,
     Merge,
+    Phase,
     Publish,
     Refuse,
     ReportMissing,
@@ -71,6 +72,8 @@ class Effort:
     """What this node's merge of a base and its submissions gave, in the current round."""
     unusable: frozenset[Digest] = frozenset()
     """Submitted to the current round, and nothing that a merge takes."""
+    waits_since_s: float | None = None
+    """Since when bytes that the current merge needs are absent here."""
     attached: bool = False
     """Training is attached: this member is awaited in rounds."""
     unfit: bool = False
@@ -180,7 +183,7 @@ class Participation:
                 {state.base, effort.run.policy, *(s.digest for s in state.submissions)}, f"run {state.run}"
             )
             if before is None or (before.round, before.state) != (state.round, state.state):
-                effort.merges, effort.unusable = {}, frozenset()
+                effort.merges, effort.unusable, effort.waits_since_s = {}, frozenset(), None
                 if effort.update is not None and effort.update.round < state.round:
                     effort.update = None
                 if before is not None and before.round < state.round:
@@ -207,9 +210,10 @@ class Participation:
             if not self._knows_policy(effort):
                 continue
             assert effort.policy is not None
-            owed |= self._owed(state, self._have(effort, state), now_s, effort.policy)
+            have = self._have(effort, state)
+            owed |= self._owed(state, have, now_s, effort.policy)
             merge_s, submissions_min = effort.policy.merge_s, effort.policy.submissions_min
-            again_s = next_change_s(state, self._me, now_s, merge_s=merge_s, submissions_min=submissions_min)
+            again_s = next_change_s(state, self._me, have, now_s, merge_s=merge_s, submissions_min=submissions_min)
             if again_s is not None:
                 wake_s.append(again_s - now_s)
         work = {same_work(duty): duty for duty in sorted(owed, key=repr)}
@@ -236,8 +240,14 @@ class Participation:
 
     def _have(self, effort: Effort, state: RoundState) -> Have:
         named = {state.base, *(s.digest for s in state.submissions)}
+        objects = frozenset(digest for digest in named if self._store.has(digest))
+        if state.phase is Phase.SUBMIT or all(s.digest in objects for s in state.merged):
+            effort.waits_since_s = None
+        elif effort.waits_since_s is None:
+            effort.waits_since_s = self._clock()
         return Have(
-            objects=frozenset(digest for digest in named if self._store.has(digest)),
+            objects=objects,
+            waits_since_s=effort.waits_since_s,
             update=effort.update,
             merged=effort.merges.get((state.base, state.merged)),
             unusable=effort.unusable,
