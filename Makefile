@@ -8,17 +8,18 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
+OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow bench check format clean
+.PHONY: demo test test-slow bench check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
 	$(BIN)/swarm demo $(ARGS)
 
-test: check  ## what has to hold for every change
+test: check others  ## what has to hold for every change
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## long simulations and whole runs with real processes
+test-slow: $(READY) others  ## long simulations and whole runs with real processes
 	$(BIN)/python -m pytest -m slow
 
 bench: $(READY)  ## how fast it is here
@@ -30,12 +31,14 @@ check: $(READY)  ## style, types, and that the committed contracts are what thei
 	$(BIN)/mypy
 	$(BIN)/python contracts/compile.py --check
 
+others: $(OTHERS)  ## other people's implementations, which the tests hold ours against
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .others demo .mypy_cache .pytest_cache .ruff_cache
 
 # PyTorch goes first and alone: asked for together with the rest, pip may take a build that
 # brings gigabytes of CUDA packages to a machine without a GPU.
@@ -46,3 +49,14 @@ $(READY): pyproject.toml .ci/system
 	$(BIN)/python -m pip install --quiet "$$(sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml)"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@rm -f $(VENV)/ready-* && touch $@
+
+# Each in a place of its own, so that none of them decides which packages the project runs with.
+$(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt
+	@echo "installing what the tests compare with: Ethereum's specification and clients, ByzFL"
+	@rm -rf .others && mkdir -p .others/node && cp tests/others/{package.json,package-lock.json,.npmrc} .others/node
+	@npm install --prefix .others/node --silent --no-audit --no-fund --ignore-scripts || \
+	echo "npm cannot install ethers, viem, anvil and cast here: the tests that need them will be skipped"
+	$(BIN)/python -m venv .others/eels
+	.others/eels/bin/python -m pip install --quiet --requirement tests/others/eels.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target .others/byzfl --requirement tests/others/byzfl.txt
+	@touch $@

@@ -1,0 +1,39 @@
+"""Other people's implementations that ours is held against; `make others` installs them, each in a place of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / ".others"
+
+
+def node_modules() -> Path:
+    """Where ethers and viem are; skips where Node.js or they are missing. Scripts run with `node`, NODE_PATH here."""
+    found = ROOT / "node" / "node_modules"
+    if shutil.which("node") is None:
+        pytest.skip("Node.js is not on this machine")
+    return _needed(found)
+
+
+def foundry(name: str) -> Path:
+    """The binary `anvil` or `cast`; skips where it is missing."""
+    return _needed(ROOT / "node" / "node_modules" / f"@foundry-rs/{name}-linux-amd64" / "bin" / name)
+
+
+def eels_python() -> Path:
+    """A Python that has Ethereum's execution specification (`ethereum`); skips where it is missing."""
+    return _needed(ROOT / "eels" / "bin" / "python")
+
+
+def byzfl_path() -> Path:
+    """A folder for PYTHONPATH that has ByzFL, for this Python; skips where it is missing."""
+    return _needed(ROOT / "byzfl" / "byzfl").parent
+
+
+def _needed(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"{path} is missing: `make others` installs it")
+    return path
