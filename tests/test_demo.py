@@ -16,6 +16,7 @@ import pytest
 
 from swarm.cli.demo import MARK, fresh
 from tests.cli.conftest import run
+from tests.ledger.specification import accepted, blocks_of, chain_on_disk
 from tests.node.hospitals import Hospitals
 
 HOSPITALS = ["cleveland", "hungarian", "switzerland", "va"]
@@ -78,6 +79,11 @@ class TestTheDemo:
         assert told.exit_code == 0
         (site,) = json.loads(told.stdout)["sites"]
         assert site["rounds"] == site["merges"] == 9
+
+    def test_ethereums_specification_executes_every_block_of_it(self, done: Any) -> None:
+        folder, _ = done
+        ledger = chain_on_disk(folder / "swarm.toml", folder / "state" / "cleveland")
+        assert accepted([ledger]) == blocks_of([ledger]) > 30
 
     def test_a_byte_changed_in_one_hospitals_store_afterwards_is_found(self, done: Any) -> None:
         folder, _ = done

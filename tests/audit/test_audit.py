@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from swarm.audit import audit
+from tests.ledger.specification import accepted, blocks_of, chain_on_disk
 from tests.node.hospitals import Hospitals
 
 NAMES = ["north", "east", "south", "west"]
@@ -67,6 +68,11 @@ def test_what_a_swarm_left_behind_passes(consortium: Path) -> None:
     assert [found.site for found in report.sites] == sorted(NAMES)
     assert {(found.rounds, found.merges) for found in report.sites} == {(3, 3)}
     assert len({found.head for found in report.sites}) == 1
+
+
+def test_ethereums_specification_executes_every_block_of_real_nodes_and_finds_the_same_state(consortium: Path) -> None:
+    ledger = chain_on_disk(consortium / "swarm.toml", consortium / "state" / "north")
+    assert accepted([ledger]) == blocks_of([ledger]) > 10
 
 
 @pytest.mark.parametrize("column", ["payload", "certificate", "receipts"])

@@ -1,9 +1,7 @@
 """Does the Ethereum specification (EELS) accept these blocks? Runs in an environment of its own.
 
-EELS wants another coincurve than libp2p does, so it cannot be installed beside the project:
-
-    python -m venv /tmp/eels && /tmp/eels/bin/pip install ethereum-execution==2.20.0
-    SWARM_EELS=/tmp/eels/bin/python pytest -m slow tests/ledger/test_eels.py
+EELS wants another coincurve than libp2p does, so it cannot be installed beside the project; `make others` gives it a
+Python of its own.
 
 Reads a JSON list of chains from standard input (`alloc` by address, `blocks` in hexadecimal), writes how many blocks it
 accepted, or fails at the first that it refuses.
