@@ -25,7 +25,8 @@ from swarm.ledger.client import (
 )
 from swarm.ledger.endpoint import POLL_MAX_S, Call
 from swarm.ledger.genesis import RUNS
-from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.ledger.rpc import LedgerProvider, Limits, Rpc
+from swarm.ledger.rpc_json import receipt_json
 from swarm.merkle import digest_of
 from swarm.rounds import Phase, RunState, Submission
 from tests.ledger.served import Served, transaction_hash
@@ -250,7 +251,7 @@ async def test_where_a_node_refuses_so_many_events_at_once_it_is_asked_for_fewer
     contracts = served.contracts()
     await open_run(contracts)
     events = await contracts.events(0)
-    monkeypatch.setattr("swarm.ledger.rpc.LOG_BLOCKS_MAX", 3)
+    served.rpc.limits = Limits(log_blocks_max=3)
     assert await contracts.events(0) == events
     monkeypatch.setattr("swarm.ledger.client.EVENT_BLOCKS_MAX", 2)
     assert await contracts.events(0) == events
@@ -292,9 +293,9 @@ async def test_a_refused_call_says_what_was_called_and_why_not(served: Served) -
 async def test_the_reason_is_asked_for_where_the_receipt_has_none(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = served.rpc._receipt_json
     monkeypatch.setattr(
-        served.rpc, "_receipt_json", lambda *place: {k: v for k, v in plain(*place).items() if k != "revertReason"}
+        "swarm.ledger.rpc.receipt_json",
+        lambda *place: {k: v for k, v in receipt_json(*place).items() if k != "revertReason"},
     )
     contracts = served.contracts()
     with pytest.raises(RejectedError, match="join run 1: the member's operator has not approved the run"):

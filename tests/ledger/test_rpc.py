@@ -19,7 +19,7 @@ from swarm.ledger.abi import interface
 from swarm.ledger.artifact import artifact
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc, RpcError
+from swarm.ledger.rpc import LedgerProvider, Limits, Rpc, RpcError
 from tests.ledger import world
 from tests.ledger.world import CHAIN, OPERATORS, STRANGER
 
@@ -185,12 +185,11 @@ async def test_logs_are_found_by_range_address_and_topics(web3: Any, rpc: Rpc, l
     assert [log["logIndex"] for log in by_hash] == list(range(len(by_hash)))
 
 
-def test_a_search_through_too_much_is_refused(rpc: Rpc, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_through_too_much_is_refused_and_told_how_to_ask(rpc: Rpc, ledger: Ledger) -> None:
     world.grow(ledger, 3)
-    monkeypatch.setattr("swarm.ledger.rpc.LOG_BLOCKS_MAX", 3)
-    with pytest.raises(RpcError, match="searched at a time"):
+    rpc.limits = Limits(log_blocks_max=3, logs_max=2)
+    with pytest.raises(RpcError, match=r"4 blocks, at most 3 .* ask for 0 to 2 \(0x0 to 0x2\)"):
         rpc.handle("eth_getLogs", [{"fromBlock": "0x0"}])
-    monkeypatch.setattr("swarm.ledger.rpc.LOGS_MAX", 2)
     with pytest.raises(RpcError, match="more than 2 logs"):
         rpc.handle("eth_getLogs", [{"fromBlock": "0x1"}])
 
