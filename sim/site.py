@@ -20,6 +20,7 @@ from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import ExecutionCache
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.net.transport import Handler
+from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
 from swarm.node.training import Training
 
@@ -93,15 +94,23 @@ class Site:
         scratch = self.folder / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
+        transport = _Transport(self._network, self.identity.address, self.name)
+        ledger = self._behaviour.ledger.open(self.folder / "ledger", self._genesis, executions=self._executions)
+        chain = EmbeddedChain(
+            identity=self.identity,
+            ledger=ledger,
+            transport=transport,
+            clock=self._clock,
+            view_timeout_s=self._config.view_timeout_s,
+        )
         node = Node(
             name=self.name,
             identity=self.identity,
-            ledger=self._behaviour.ledger.open(self.folder / "ledger", self._genesis, executions=self._executions),
+            chain=chain,
             store=self._behaviour.store(self.folder / "objects", STORE_MAX_BYTES, durable=False),
-            transport=_Transport(self._network, self.identity.address, self.name),
+            transport=transport,
             scratch=scratch,
             clock=self._clock,
-            view_timeout_s=self._config.view_timeout_s,
             participation=self._behaviour.participation,
         )
         self.node = node
@@ -109,7 +118,7 @@ class Site:
         if self.node is not node:
             return  # killed while it started
         loop = asyncio.get_running_loop()
-        self._watches = [loop.create_task(self._watch(node)), loop.create_task(self._fail(node))]
+        self._watches = [loop.create_task(self._watch(chain)), loop.create_task(self._fail(node))]
         self._down.clear()
         self._up.set()
 
@@ -147,14 +156,14 @@ class Site:
         await asyncio.gather(*self._watches, return_exceptions=True)
         await node.close()
 
-    async def _watch(self, node: Node) -> None:
+    async def _watch(self, chain: EmbeddedChain) -> None:
         """Show every block to the observer."""
         assert self.observer is not None
         following = 0
         try:
             while True:
-                following = self.observer.look(self.name, node.ledger, following)
-                await node.next_block()
+                following = self.observer.look(self.name, chain.ledger, following)
+                await chain.next_block()
         except Exception as error:
             self._on_broken(error)
 

@@ -277,7 +277,7 @@ class World:
         """A node that missed the last blocks gets them, although no transaction waits any more."""
         until_s = self._loop.time() + CATCH_UP_S
         while self._loop.time() < until_s:
-            behind = [s for s in self.sites if s.node is not None and s.node.ledger.head.number < self.observer.height]
+            behind = [s for s in self.sites if s.node is not None and s.node.chain.height < self.observer.height]
             if not behind:
                 return
             await asyncio.sleep(0.5)

@@ -115,7 +115,7 @@ class Control:
             if isinstance(params, list):
                 params = params[0] if params else {}
             return await self._methods[method](params)
-        return self._node.rpc.handle(method, params)
+        return await self._node.chain.request(method, params)
 
     async def _status(self, params: dict[str, Any]) -> Any:
         return await self._node.status()

@@ -1,4 +1,4 @@
-"""One member's node: a ledger, a store and a transport, kept in step with the other members'.
+"""One member's node: a chain, a store and a transport, kept in step with the other members'.
 
 It has no settings of its own: whoever makes one (a process, the simulator) passes its parts in.
 """
@@ -11,20 +11,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from web3 import AsyncWeb3
-
 from swarm.encoding import to_hex
 from swarm.errors import StorageError
 from swarm.identity import Identity, checksum
-from swarm.ledger.client import Contracts, Member
-from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.ledger.client import Member
 from swarm.net.transfer import serve_objects
 from swarm.net.transport import Transport
-from swarm.node.agreement import Agreement
+from swarm.node.chain import Chain
 from swarm.node.participation import Participation
 from swarm.node.training import Training
-from swarm.rounds import fault_max
 from swarm.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,35 +35,23 @@ class Node:
         *,
         name: str,
         identity: Identity,
-        ledger: Ledger,
+        chain: Chain,
         store: Store,
         transport: Transport,
         scratch: Path,
         clock: Callable[[], float],
-        view_timeout_s: float,
         leads: bool = True,
         participation: type[Participation] = Participation,
     ) -> None:
         self.name = name
         self.identity = identity
-        self.ledger = ledger
+        self.chain = chain
         self.store = store
         self.transport = transport
         self.members: tuple[Member, ...] = ()
-        self._block_event = asyncio.Event()
         self._failure: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.agreement = Agreement(
-            identity=identity,
-            ledger=ledger,
-            transport=transport,
-            clock=clock,
-            view_timeout_s=view_timeout_s,
-            on_block=self._on_block,
-            on_failure=self._on_failure,
-        )
-        self.rpc = Rpc(ledger, self.agreement.add_transaction)
-        self.contracts = Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block)
+        self.contracts = chain.contracts
         self.participation = participation(
             identity=identity,
             contracts=self.contracts,
@@ -84,36 +67,41 @@ class Node:
             contracts=self.contracts,
             store=store,
             leads=leads,
-            caught_up=lambda: self.agreement.caught_up,
+            caught_up=lambda: self.chain.caught_up,
         )
 
     async def start(self) -> None:
-        """Listen, catch up and take part. ConfigError: the port is in use or not ours to take."""
+        """Listen, catch up and take part.
+
+        Raises:
+            ConfigError: the port is in use or not ours to take, or the chain is not the one that the settings mean.
+            UnavailableError: the chain does not answer.
+        """
         self._failure = asyncio.get_running_loop().create_future()
-        self.agreement.start()
+        await self.chain.start(self._on_block, self._on_failure)
         self.participation.start()
         serve_objects(self.transport, self.store, lambda member, digest: True)
         await self._read_members()
         await self.transport.start()
-        self.agreement.run()
+        self.chain.run()
         self.participation.run()
         if self.identity.address not in {member.address for member in self.members}:
             logger.warning(
                 "%s is no member by this node's ledger (height %d): the others hang up unless theirs says so",
                 checksum(self.identity.address),
-                self.ledger.head.number,
+                self.chain.height,
             )
-        logger.info("height %d: %s listens, %d members", self.ledger.head.number, self.name, len(self.members))
+        logger.info("height %d: %s listens, %d members", self.chain.height, self.name, len(self.members))
 
     async def close(self) -> None:
         """Stop in order; what was agreed is on disk."""
         await self.participation.close()
-        await self.agreement.close()
+        await self.chain.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.transport.close()
-        self.ledger.close()
+        await self.chain.close()
 
     async def failed(self) -> None:
         """Returns never; raises what this node cannot go on with (a full disk, its own mistake)."""
@@ -128,14 +116,8 @@ class Node:
 
     def _on_block(self) -> None:
         self.participation.on_block()
-        event, self._block_event = self._block_event, asyncio.Event()
-        event.set()
-        if self.ledger.touched_members():
+        if self.chain.touched_members:
             self._start(self._read_members())
-
-    async def next_block(self) -> None:
-        """Returns when the ledger has another block than now."""
-        await self._block_event.wait()
 
     def _start(self, work: Awaitable[T]) -> None:
         task = asyncio.ensure_future(work)
@@ -156,25 +138,18 @@ class Node:
     async def status(self) -> dict[str, Any]:
         """What this node knows, for people and scripts."""
         connected = self.transport.connected()
-        validators = self.ledger.validators()
-        head = self.ledger.head
+        chain = await self.chain.status()
         me = self.identity.address
         return {
             "name": self.name,
             "address": checksum(me),
             "peer_id": self.identity.peer_id,
-            "height": head.number,
-            "height_seen": self.agreement.height_seen,
-            "head": to_hex(head.hash),
-            "timestamp_ms": head.timestamp_ms,
-            "chain_id": self.ledger.chain_id,
-            "validators": [checksum(validator) for validator in validators],
-            "faults_tolerated": fault_max(len(validators)),
+            **chain,
             "members": [
                 {
                     "name": member.name,
                     "address": checksum(member.address),
-                    "validator": member.address in validators,
+                    "validator": checksum(member.address) in chain["validators"],
                     "connected": member.address in connected or member.address == me,
                 }
                 for member in self.members

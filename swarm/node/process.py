@@ -17,6 +17,7 @@ from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
 from swarm.node.control import Control
+from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
 from swarm.node.participation import Participation
 from swarm.store import Store
@@ -41,15 +42,18 @@ def open_node(
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
     ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm))
     try:
+        transport = Libp2pTransport(identity, site.listen)
+        chain = EmbeddedChain(
+            identity=identity, ledger=ledger, transport=transport, clock=time.time, view_timeout_s=swarm.view_timeout_s
+        )
         return Node(
             name=site.name,
             identity=identity,
-            ledger=ledger,
+            chain=chain,
             store=Store(site.folder / "store", site.store_max_bytes),
-            transport=Libp2pTransport(identity, site.listen),
+            transport=transport,
             scratch=scratch,
             clock=time.time,
-            view_timeout_s=swarm.view_timeout_s,
             leads=site.leads,
             participation=participation,
         )
@@ -79,7 +83,7 @@ async def serve(
                 await task
         if failed in done:
             await failed
-        logger.info("height %d: %s stops", node.ledger.head.number, site.name)
+        logger.info("height %d: %s stops", node.chain.height, site.name)
     finally:
         await control.close()
         await node.close()

@@ -1,0 +1,111 @@
+"""The members' own ledger as a node's chain: every block is verified here, and voted on where this member does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from web3 import AsyncWeb3
+
+from swarm.encoding import to_hex
+from swarm.identity import Identity, checksum
+from swarm.ledger.client import Contracts
+from swarm.ledger.ledger import Ledger
+from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.net.transport import Transport
+from swarm.node.agreement import Agreement
+from swarm.rounds import fault_max
+
+
+class EmbeddedChain:
+    """A `Chain` over a ledger on this node's disk, kept in step with the other members' over the transport."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        ledger: Ledger,
+        transport: Transport,
+        clock: Callable[[], float],
+        view_timeout_s: float,
+    ) -> None:
+        self.ledger = ledger
+        self._block_event = asyncio.Event()
+        self._tell_block: Callable[[], None] | None = None
+        self._tell_failure: Callable[[BaseException], None] | None = None
+        self.agreement = Agreement(
+            identity=identity,
+            ledger=ledger,
+            transport=transport,
+            clock=clock,
+            view_timeout_s=view_timeout_s,
+            on_block=self._on_block,
+            on_failure=self._on_failure,
+        )
+        self.rpc = Rpc(ledger, self.agreement.add_transaction)
+        self.contracts = Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block)
+
+    async def start(self, on_block: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
+        """Serve the ledger's protocols."""
+        self._tell_block, self._tell_failure = on_block, on_failure
+        self.agreement.start()
+
+    def run(self) -> None:
+        """Begin to vote and to follow."""
+        self.agreement.run()
+
+    async def stop(self) -> None:
+        """Stop every timer and task of the agreement."""
+        await self.agreement.close()
+
+    async def close(self) -> None:
+        """Close the ledger; what was agreed is on disk."""
+        self.ledger.close()
+
+    @property
+    def height(self) -> int:
+        """The number of the last block."""
+        return self.ledger.head.number
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether this node knows of no later block."""
+        return self.agreement.caught_up
+
+    @property
+    def touched_members(self) -> bool:
+        """Whether the last block changed the state of the consortium."""
+        return self.ledger.touched_members()
+
+    async def next_block(self) -> None:
+        """Returns when the ledger has another block than now."""
+        await self._block_event.wait()
+
+    async def request(self, method: str, params: Sequence[Any]) -> Any:
+        """The `result` of a JSON-RPC request; RpcError otherwise."""
+        return self.rpc.handle(method, params)
+
+    async def status(self) -> Mapping[str, Any]:
+        """Where the ledger is."""
+        head = self.ledger.head
+        validators = self.ledger.validators()
+        return {
+            "height": head.number,
+            "height_seen": self.agreement.height_seen,
+            "head": to_hex(head.hash),
+            "timestamp_ms": head.timestamp_ms,
+            "chain_id": self.ledger.chain_id,
+            "validators": [checksum(validator) for validator in validators],
+            "faults_tolerated": fault_max(len(validators)),
+        }
+
+    def _on_block(self) -> None:
+        event, self._block_event = self._block_event, asyncio.Event()
+        event.set()
+        if self._tell_block is not None:
+            self._tell_block()
+
+    def _on_failure(self, error: BaseException) -> None:
+        if self._tell_failure is not None:
+            self._tell_failure(error)
