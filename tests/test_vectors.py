@@ -73,7 +73,7 @@ def test_rlp_is_written_and_read_byte_for_byte(source: str) -> None:
 def test_rlp_that_is_wrong_is_refused() -> None:
     vectors = read(checkout("ETHEREUM_TESTS") / "RLPTests" / "invalidRLPTest.json")
     assert len(vectors) > 20
-    for name, vector in vectors.items():
+    for vector in vectors.values():
         with pytest.raises(ValueError):
             unpack(bytes.fromhex(vector["out"].removeprefix("0x")), max_bytes=1 << 20)
 
@@ -141,7 +141,7 @@ def test_ethers_opens_our_keystore_and_we_open_that_of_ethers(tmp_path: Path) ->
 def test_cast_opens_our_keystore(tmp_path: Path) -> None:
     identity = Identity(bytes(range(1, 33)))
     save_keystore(identity, tmp_path / "key", PASSWORD, scrypt_n=1 << 12)
-    command = [foundry("cast"), "wallet", "address", "--keystore", tmp_path / "key", "--password", PASSWORD]
+    command = [str(foundry("cast")), "wallet", "address", "--keystore", str(tmp_path / "key"), "--password", PASSWORD]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert from_hex(answer.stdout.strip()) == identity.address
 
