@@ -89,11 +89,43 @@ event StoodDown:
 event Resumed:
     member: indexed(address)
 
+event ReportedAbsent:
+    member: indexed(address)
+    reporter: indexed(address)
+    reports: uint256
+
+event PutOnStandby:
+    member: indexed(address)
+    reports: uint256
+
+event Recovered:
+    number: indexed(uint256)
+    head: indexed(bytes32)
+    validators: DynArray[address, MEMBERS_MAX]
+    signatures: uint256
+    reason: String[256]
+    created: uint256
+
 MEMBERS_MAX: constant(uint256) = 128
 
-# Planned leave never takes the validators below this many (or below all, where there are fewer): four is the
+# Leave and standby never take the validators below this many (or below all, where there are fewer): four is the
 # smallest number that tolerates a faulty one.
 FLOOR: constant(uint256) = 4
+
+# How long a validator is silent before others report it, and how long a report counts: in ticks of the network's clock.
+ABSENCE: immutable(uint256)
+
+# EIP-712: what the operators sign to replace validators that are gone for good.
+DOMAIN_TYPE: constant(bytes32) = keccak256(
+    "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+)
+DOMAIN_NAME: constant(bytes32) = keccak256("Swarm Consortium")
+DOMAIN_VERSION: constant(bytes32) = keccak256("1")
+RECOVERY_TYPE: constant(bytes32) = keccak256(
+    "Recovery(bytes32 genesis,uint256 height,bytes32 head,address[] validators,string reason,uint256 created)"
+)
+# EIP-2: the upper half of s is the same signature again, written another way.
+HALF_ORDER: constant(uint256) = 57896044618658097711785492504343953926418782139537452191302581570759080747168
 
 ADMIT: constant(uint256) = 1
 REMOVE: constant(uint256) = 2
@@ -109,13 +141,21 @@ holder: HashMap[bytes32, address]  # keccak256(name) -> member
 # Derived from roll and records at every change, because each node asks for it at each block.
 voters: DynArray[address, MEMBERS_MAX]
 
+# By operators, so that a new node's key changes nothing.
+reports: HashMap[address, HashMap[address, uint256]]  # whose node is absent -> whose node says so -> since when
+shown: HashMap[address, uint256]  # the last sign of life: older reports count no more
+standby: HashMap[address, bool]  # it does not stand because others reported it, not because it said so
+
+recoveries: public(uint256)
 proposals: public(uint256)
 proposed: HashMap[uint256, Proposal]
 votes: HashMap[uint256, HashMap[address, bool]]  # proposal -> operator
 
 
 @deploy
-def __init__(founders: DynArray[Founder, MEMBERS_MAX]):
+def __init__(founders: DynArray[Founder, MEMBERS_MAX], absence: uint256):
+    assert absence > 0, "an absence lasts"
+    ABSENCE = absence
     for founder: Founder in founders:
         record: MemberRecord = MemberRecord(
             operator=founder.operator, name=founder.name, endpoint=founder.endpoint,
@@ -181,6 +221,41 @@ def getValidators() -> DynArray[address, MEMBERS_MAX]:
     @notice The validators that stand. The signature is the one that Hyperledger Besu reads its QBFT validators with
     """
     return self.voters
+
+
+@external
+@view
+def absence() -> uint256:
+    """
+    @notice How long a validator is silent before others report it, and a report counts: ticks of the network's clock
+    """
+    return ABSENCE
+
+
+@external
+@view
+def standbys() -> DynArray[address, MEMBERS_MAX]:
+    """
+    @notice The members that others put on standby and that have not resumed
+    """
+    found: DynArray[address, MEMBERS_MAX] = []
+    for one: address in self.roll:
+        if self.standby[self.records[one].operator]:
+            found.append(one)
+    return found
+
+
+@external
+@view
+def reportersOf(who: address) -> DynArray[address, MEMBERS_MAX]:
+    """
+    @notice The standing validators whose report of this member's absence counts now
+    """
+    found: DynArray[address, MEMBERS_MAX] = []
+    for one: address in self.voters:
+        if self._counts(self.records[who].operator, self.records[one].operator):
+            found.append(one)
+    return found
 
 
 @external
@@ -352,6 +427,7 @@ def _remove(member: address):
     self.holder[keccak256(self.records[member].name)] = empty(address)
     self.memberOf[operator] = empty(address)
     self.records[member] = empty(MemberRecord)
+    self._show(operator)
     last: address = self.roll.pop()
     if last != member:
         self.roll[self._place(member)] = last
@@ -418,23 +494,89 @@ def standDown():
     member: address = self._own()
     assert self.records[member].validator, "only a validator can stand down"
     assert self.records[member].standing, "the validator has already stood down"
-    validators: uint256 = 0
-    for one: address in self.roll:
-        if self.records[one].validator:
-            validators += 1
-    assert len(self.voters) > min(FLOOR, validators), "too few validators would stand"
+    self._check_floor()
     self.records[member].standing = False
+    self._show(self.records[member].operator)
     self._count_voters()
     log StoodDown(member=member)
 
 
 @external
 def resume():
+    """
+    @notice The end of leave or standby. For a validator that stands: a sign of life, which ends all reports of it
+    """
     member: address = self._own()
-    assert not self.records[member].standing, "the validator has not stood down"
+    operator: address = self.records[member].operator
+    assert not self.records[member].standing or self._reports(operator) > 0, "the validator has not stood down"
     self.records[member].standing = True
+    self._show(operator)
     self._count_voters()
     log Resumed(member=member)
+
+
+@external
+def reportAbsent(member: address):
+    """
+    @notice A validator has not heard of another one for longer than `absence()`. Two thirds of the others that say so
+            put it on standby: blocks are decided without it until it resumes. Each report counts for `absence()`
+    """
+    reporter: address = self._own()
+    assert self._stands(reporter), "only a validator that stands may report another"
+    assert self._stands(member), "only a validator that stands can be absent"
+    assert member != reporter, "a validator does not report itself"
+    self._check_floor()
+    absent: address = self.records[member].operator
+    mine: address = self.records[reporter].operator
+    assert not self._counts(absent, mine), "the report already counts"
+    self.reports[absent][mine] = block.timestamp
+    count: uint256 = self._reports(absent)
+    log ReportedAbsent(member=member, reporter=reporter, reports=count)
+    if 3 * count >= 2 * (len(self.voters) - 1):
+        self.records[member].standing = False
+        self._show(absent)
+        self.standby[absent] = True
+        self._count_voters()
+        log PutOnStandby(member=member, reports=count)
+
+
+@internal
+@view
+def _stands(member: address) -> bool:
+    return self.records[member].validator and self.records[member].standing
+
+
+@internal
+@view
+def _check_floor():
+    validators: uint256 = 0
+    for one: address in self.roll:
+        if self.records[one].validator:
+            validators += 1
+    assert len(self.voters) > min(FLOOR, validators), "too few validators would stand"
+
+
+@internal
+def _show(operator: address):
+    self.shown[operator] = block.timestamp
+    self.standby[operator] = False
+
+
+@internal
+@view
+def _counts(absent: address, reporter: address) -> bool:
+    at: uint256 = self.reports[absent][reporter]
+    return at > self.shown[absent] and at + ABSENCE >= block.timestamp
+
+
+@internal
+@view
+def _reports(absent: address) -> uint256:
+    count: uint256 = 0
+    for one: address in self.voters:
+        if self._counts(absent, self.records[one].operator):
+            count += 1
+    return count
 
 
 @internal
@@ -445,3 +587,78 @@ def _own() -> address:
     member: address = self.memberOf[msg.sender]
     assert member != empty(address), "only a member or its operator may do this"
     return member
+
+
+# ------------------------------------------------------------------ when validators are gone for good
+
+
+@external
+def recover(
+    genesis: bytes32,
+    height: uint256,
+    head: bytes32,
+    validators: DynArray[address, MEMBERS_MAX],
+    reason: String[256],
+    created: uint256,
+    signatures: DynArray[Bytes[65], MEMBERS_MAX],
+):
+    """
+    @notice Two thirds of the operators replace the validators, in the block right after `head`. Anybody may send it:
+            what counts are the signatures (EIP-712, r ‖ s ‖ v), sorted by their operators' addresses
+    """
+    assert height + 1 == block.number, "the recovery is for another height"
+    assert blockhash(height) == head, "the recovery is for another block"
+    assert len(validators) > 0, "at least one validator has to stand"
+    assert len(signatures) >= self._quorum(), "two thirds of the operators have to sign"
+    self._check_signers(self._recovery_digest(genesis, height, head, validators, reason, created), signatures)
+    for one: address in self.roll:
+        self.records[one].validator = False
+        self.records[one].standing = True
+        self._show(self.records[one].operator)
+    last: uint256 = 0
+    for one: address in validators:
+        assert convert(one, uint256) > last, "the validators are sorted, and none is named twice"
+        last = convert(one, uint256)
+        assert self.records[one].operator != empty(address), "only a member can be a validator"
+        self.records[one].validator = True
+    self._count_voters()
+    self.recoveries += 1
+    log Recovered(
+        number=self.recoveries, head=head, validators=validators, signatures=len(signatures), reason=reason,
+        created=created,
+    )
+
+
+@internal
+@view
+def _recovery_digest(
+    genesis: bytes32,
+    height: uint256,
+    head: bytes32,
+    validators: DynArray[address, MEMBERS_MAX],
+    reason: String[256],
+    created: uint256,
+) -> bytes32:
+    domain: bytes32 = keccak256(abi_encode(DOMAIN_TYPE, DOMAIN_NAME, DOMAIN_VERSION, chain.id, self))
+    # An array is hashed as its elements, without the length that the ABI puts before them.
+    listed: Bytes[32 * MEMBERS_MAX + 32] = abi_encode(validators, ensure_tuple=False)
+    elements: bytes32 = keccak256(slice(listed, 32, 32 * len(validators)))
+    content: bytes32 = keccak256(
+        abi_encode(RECOVERY_TYPE, genesis, height, head, elements, keccak256(reason), created)
+    )
+    return keccak256(concat(0x1901, domain, content))
+
+
+@internal
+@view
+def _check_signers(digest: bytes32, signatures: DynArray[Bytes[65], MEMBERS_MAX]):
+    last: uint256 = 0
+    for signature: Bytes[65] in signatures:
+        assert len(signature) == 65, "a signature has 65 bytes"
+        s: uint256 = convert(slice(signature, 32, 32), uint256)
+        assert s <= HALF_ORDER, "a signature's s is in the lower half"
+        v: uint256 = convert(slice(signature, 64, 1), uint256)
+        signer: address = ecrecover(digest, v + 27 if v < 27 else v, convert(slice(signature, 0, 32), uint256), s)
+        assert self.memberOf[signer] != empty(address), "only operators of members sign a recovery"
+        assert convert(signer, uint256) > last, "the signatures are sorted by operator, and nobody signs twice"
+        last = convert(signer, uint256)

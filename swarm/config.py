@@ -66,6 +66,8 @@ class SwarmConfig:
     members: tuple[MemberConfig, ...]
     view_timeout_s: float = 1.0
     """How long the first proposer of a block has before the next one tries."""
+    standby_after_s: float = 7 * 86_400.0
+    """A validator that is silent for so long is put on standby by the others."""
     block_gas_limit: int = 400_000_000
 
     def member_named(self, name: str) -> MemberConfig:
@@ -267,7 +269,7 @@ def load_swarm(path: Path) -> SwarmConfig:
     consortium = _table(document, "consortium", path)
     ledger = document.get("ledger", {})
     _only(consortium, {"name", "chain_id", "created_ms"}, path)
-    _only(ledger, {"view_timeout_s", "block_gas_limit"}, path)
+    _only(ledger, {"view_timeout_s", "standby_after_s", "block_gas_limit"}, path)
     entries = document.get("members")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: [[members]] names the founding members, at least one")
@@ -290,6 +292,9 @@ def load_swarm(path: Path) -> SwarmConfig:
     timeout_s = _value(ledger, "view_timeout_s", (int, float), path, SwarmConfig.view_timeout_s)
     if not 0.01 <= timeout_s <= 60:
         raise ConfigError(f"{path}: view_timeout_s = {timeout_s!r}, but it has to be 0.01 to 60 seconds")
+    standby_s = _value(ledger, "standby_after_s", (int, float), path, SwarmConfig.standby_after_s)
+    if not 1 <= standby_s <= 366 * 86_400:
+        raise ConfigError(f"{path}: standby_after_s = {standby_s!r}, but it has to be 1 second to 366 days")
     return SwarmConfig(
         name=name,
         # Above 2**52 wallets and JavaScript's numbers lose digits of it.
@@ -297,6 +302,7 @@ def load_swarm(path: Path) -> SwarmConfig:
         created_ms=_whole(consortium, "created_ms", path, 0, 2**48),
         members=members,
         view_timeout_s=float(timeout_s),
+        standby_after_s=float(standby_s),
         # A transaction takes up to 20 million, a block uses at most half of its limit.
         block_gas_limit=_whole(ledger, "block_gas_limit", path, 40_000_000, 2**40, SwarmConfig.block_gas_limit),
     )

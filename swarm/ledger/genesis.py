@@ -72,8 +72,9 @@ def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
         (member.address, member.operator, member.name, member.endpoint, ZERO_DIGEST, member.validator)
         for member in config.members
     ]
+    absence = round(config.standby_after_s * TICKS_PER_SECOND)
     try:
-        consortium = evm.deploy(CONSORTIUM, artifact("Consortium").creation(founders), others={})
+        consortium = evm.deploy(CONSORTIUM, artifact("Consortium").creation(founders, absence), others={})
         runs = evm.deploy(
             RUNS, artifact("Runs").creation(CONSORTIUM, TICKS_PER_SECOND), others={CONSORTIUM: consortium}
         )

@@ -14,6 +14,8 @@ from swarm.ledger.evm import Evm
 from swarm.ledger.genesis import CONSORTIUM, RUNS, TICKS_PER_SECOND
 
 START_MS = 1_700_000_000_000
+ABSENCE = 60_000
+"""After so many ticks a report of an absence counts no more."""
 GAS = 20_000_000
 
 
@@ -47,6 +49,7 @@ class Chain:
         consortium: Artifact | None = None,
         runs: Artifact | None = None,
         ticks_per_second: int = TICKS_PER_SECOND,
+        absence: int = ABSENCE,
     ) -> None:
         compiled = {
             CONSORTIUM: consortium or artifact("Consortium"),
@@ -55,7 +58,7 @@ class Chain:
         self.interfaces = {to: Interface(one) for to, one in compiled.items()}
         self._database: dict[bytes, bytes] = {}
         self.evm = Evm(1, self._database.get, lambda _: None)
-        first = self.evm.deploy(CONSORTIUM, compiled[CONSORTIUM].creation(founders), others={})
+        first = self.evm.deploy(CONSORTIUM, compiled[CONSORTIUM].creation(founders, absence), others={})
         second = self.evm.deploy(
             RUNS, compiled[RUNS].creation(CONSORTIUM, ticks_per_second), others={CONSORTIUM: first}
         )
