@@ -64,20 +64,33 @@ class Genesis:
         return cls(config.chain_id, execution)
 
 
-def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
-    from swarm.ledger.evm import Allocation
+def consortium_creation(config: SwarmConfig, *, ticks_per_second: int) -> bytes:
+    """The bytecode that creates `Consortium` with these founders.
 
+    Args:
+        ticks_per_second: how many ticks a second of the network's timestamps has, 1000 or 1.
+    """
     founders = [
         # A member's identity is in its endpoint's PeerID; the fingerprint is for those who add one of another kind.
         (member.address, member.operator, member.name, member.endpoint, ZERO_DIGEST, member.validator)
         for member in config.members
     ]
-    absence = round(config.standby_after_s * TICKS_PER_SECOND)
+    return artifact("Consortium").creation(founders, round(config.standby_after_s * ticks_per_second))
+
+
+def runs_creation(consortium: Address, *, ticks_per_second: int) -> bytes:
+    """The bytecode that creates `Runs` beside the consortium at this address."""
+    return artifact("Runs").creation(consortium, ticks_per_second)
+
+
+def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
+    from swarm.ledger.evm import Allocation
+
     try:
-        consortium = evm.deploy(CONSORTIUM, artifact("Consortium").creation(founders, absence), others={})
-        runs = evm.deploy(
-            RUNS, artifact("Runs").creation(CONSORTIUM, TICKS_PER_SECOND), others={CONSORTIUM: consortium}
-        )
+        code = consortium_creation(config, ticks_per_second=TICKS_PER_SECOND)
+        consortium = evm.deploy(CONSORTIUM, code, others={})
+        code = runs_creation(CONSORTIUM, ticks_per_second=TICKS_PER_SECOND)
+        runs = evm.deploy(RUNS, code, others={CONSORTIUM: consortium})
     except ValueError as error:
         raise ConfigError(f"the contracts refuse these founders: {error}") from error
     digests = b"".join(artifact(name).digest for name in CONTRACTS)
