@@ -95,6 +95,8 @@ class SiteConfig:
     """A multiaddr to listen on, `/ip4/127.0.0.1/tcp/4101`."""
     store_max_bytes: int = 20_000_000_000
     leads: bool = True
+    archive: bool = False
+    """Keep the ledger's state after every block, not only after the last ones."""
 
     @property
     def socket(self) -> Path:
@@ -355,7 +357,7 @@ def load_site(path: Path) -> SiteConfig:
     site = _table(document, "site", path)
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
-        "folder", "listen", "store_max_bytes", "leads",
+        "folder", "listen", "store_max_bytes", "leads", "archive",
     }  # fmt: skip
     _only(site, possible, path)
 
@@ -380,6 +382,7 @@ def load_site(path: Path) -> SiteConfig:
         listen=_value(site, "listen", str, path),
         store_max_bytes=_whole(site, "store_max_bytes", path, 1 << 20, 1 << 60, SiteConfig.store_max_bytes),
         leads=_value(site, "leads", bool, path, True),
+        archive=_value(site, "archive", bool, path, False),
     )
 
 
