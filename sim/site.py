@@ -16,8 +16,11 @@ from sim.story import Story
 from swarm.config import SwarmConfig
 from swarm.errors import UnavailableError
 from swarm.identity import Identity
+from swarm.ledger.block import EMPTY_TRIE_ROOT, decode_block, decode_payload
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.pruning import replaced
+from swarm.ledger.trie import Nodes
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.net.transport import Handler
 from swarm.node.embedded import EmbeddedChain
@@ -237,4 +240,15 @@ def _forget_blocks(path: Path, count: int) -> None:
         first = max(last - count + 1, 1)
         ledger.execute("DELETE FROM blocks WHERE number >= ?", (first,))
         ledger.execute("DELETE FROM transactions WHERE number >= ?", (first,))
+        _count_places(ledger)
     ledger.close()
+
+
+def _count_places(ledger: sqlite3.Connection) -> None:
+    """How often the state after the last block that is left has each trie node: as when that block was written."""
+    (payload,) = ledger.execute("SELECT payload FROM blocks ORDER BY number DESC LIMIT 1").fetchone()
+    header, _ = decode_block(decode_payload(payload)[0])
+    rows = dict(ledger.execute("SELECT hash, value FROM state"))
+    _, places = replaced(Nodes(rows.get), {}, EMPTY_TRIE_ROOT, header.state_root)
+    ledger.execute("UPDATE state SET places = 0")
+    ledger.executemany("UPDATE state SET places = ? WHERE hash = ?", [(n, digest) for digest, n in places.items()])

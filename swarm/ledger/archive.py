@@ -32,6 +32,9 @@ class Archive:
                 # A copy on read-only media has no place for SQLite's shared memory file, and nobody writes to it.
                 self._file.close()
                 self._file = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+            # All that is read is of one moment, while the node goes on writing.
+            self._file.execute("BEGIN")
+            self._file.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -65,10 +68,10 @@ class Archive:
         with self._translated():
             yield from self._file.execute("SELECT hash, number, position FROM transactions ORDER BY hash")
 
-    def state(self) -> Iterator[tuple[Digest, bytes]]:
-        """(hash, value) of every trie node and code, by hash."""
+    def state(self) -> Iterator[tuple[Digest, bytes, int]]:
+        """(hash, value, places in the tries of the last block) of every trie node and code, by hash."""
         with self._translated():
-            yield from self._file.execute("SELECT hash, value FROM state ORDER BY hash")
+            yield from self._file.execute("SELECT hash, value, places FROM state ORDER BY hash")
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
 A block is one transaction: after a crash at any moment the file holds whole blocks only. Blocks can be fetched again
 from other members, so they are not synced one by one (WAL, `synchronous=NORMAL`); a vote cannot, so it is
-(`synchronous=FULL`). SQLite's errors are translated here and nowhere else.
+(`synchronous=FULL`). Of the state, the last heights' are kept, unless the site keeps all. SQLite's errors are
+translated here and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,19 +12,28 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.encoding import Digest, sha256
 from swarm.errors import ConfigError, StorageError, UnavailableError
+from swarm.ledger.state import Changes
 
-# A power cut may take the blocks since the last checkpoint of the WAL: 1000 pages, at least ten a block.
 VOTES_KEPT = 256
+"""Heights whose votes are kept: more than a power cut can take blocks, so that no height is voted on anew."""
+SYNCED_EVERY = 64
+"""A power cut takes the blocks since the last that was synced: those at multiples of this are."""
+STATES_KEPT = 128
+"""Heights whose state can be read, at least."""
+PRUNED_EVERY = 16
+FORMAT = 2
 
 _LEDGER = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS state (hash BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS state (
+    hash BLOB PRIMARY KEY, value BLOB NOT NULL, places INTEGER NOT NULL, gone INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS superfluous ON state (gone) WHERE places = 0;
 CREATE TABLE IF NOT EXISTS blocks (
     number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, payload BLOB NOT NULL, certificate BLOB NOT NULL,
     receipts BLOB NOT NULL, bloom BLOB NOT NULL, checksum BLOB NOT NULL);
@@ -48,14 +58,17 @@ class BlockRow:
 class Database:
     """One ledger's folder. One process at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, archive: bool = False) -> None:
         """Open or create.
 
+        Args:
+            archive: keep the state after every block, not only after the last ones.
         Raises:
             ConfigError: another process has the folder.
             StorageError: the folder cannot be written, or its files are damaged; says what to do.
         """
         self.folder = folder
+        self._archive = archive
         self._closed = False
         self._path, self._votes_path = folder / "ledger.sqlite", folder / "votes.sqlite"
         with contextlib.ExitStack() as opened:
@@ -63,6 +76,7 @@ class Database:
             opened.callback(self._lock.close)
             with self._translated():
                 self._ledger = _connect(self._path, "NORMAL", _LEDGER)
+                self._check_format()
             opened.callback(self._ledger.close)
             with self._translated(votes=True):
                 self._votes = _connect(self._votes_path, "FULL", _VOTES)
@@ -102,7 +116,11 @@ class Database:
             row = self._ledger.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else self._bytes(row[0])
 
-    def begin(self, genesis: BlockRow, state: Mapping[bytes, bytes]) -> None:
+    def states_from(self) -> int:
+        """The first height whose state is kept."""
+        return int.from_bytes(self.meta("states_from") or b"", "big")
+
+    def begin(self, genesis: BlockRow, state: Changes) -> None:
         """Write block 0 into an empty file."""
         with self._transaction() as ledger:
             ledger.execute("INSERT INTO meta VALUES ('genesis', ?)", (genesis.hash,))
@@ -112,18 +130,20 @@ class Database:
         self,
         block: BlockRow,
         *,
-        state: Mapping[bytes, bytes],
+        state: Changes,
         transactions: Sequence[Digest],
         parent_certificate: bytes,
     ) -> None:
         """Write a block and all it changed, and the certificate of its parent that it carries: all or nothing."""
-        with self._transaction() as ledger:
+        with self._transaction(synced=block.number % SYNCED_EVERY == 0) as ledger:
             _insert(ledger, block, state, transactions)
             if block.number > 1:
                 ledger.execute(
                     "UPDATE blocks SET certificate = ? WHERE number = ? AND certificate != ?",
                     (parent_certificate, block.number - 1, parent_certificate),
                 )
+            if not self._archive and block.number % PRUNED_EVERY == 0 and block.number > STATES_KEPT:
+                _prune(ledger, block.number - STATES_KEPT)
 
     def last(self) -> BlockRow | None:
         """The block with the greatest number; None in an empty file."""
@@ -195,9 +215,25 @@ class Database:
 
     # --- errors
 
+    def _check_format(self) -> None:
+        (found,) = self._ledger.execute("PRAGMA user_version").fetchone()
+        if found == FORMAT:
+            return
+        if found or self._ledger.execute("SELECT 1 FROM blocks LIMIT 1").fetchone() is not None:
+            raise self._of_another_version(found)
+        self._ledger.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _of_another_version(self, found: int) -> StorageError:
+        return StorageError(
+            f"{self._path} was written by another version of swarm (format {found}, this one writes {FORMAT}); run "
+            f"that version, or move ledger.sqlite* out of {self.folder} (leave votes.sqlite* there) and start again: "
+            "the node fetches every block from the other members and verifies it"
+        )
+
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, synced: bool = False) -> Iterator[sqlite3.Connection]:
         with self._translated():
+            self._ledger.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             self._ledger.execute("BEGIN IMMEDIATE")
             try:
                 yield self._ledger
@@ -241,10 +277,15 @@ class Database:
             raise self.damaged(str(error)) from error
 
 
-def _insert(
-    ledger: sqlite3.Connection, block: BlockRow, state: Mapping[bytes, bytes], transactions: Sequence[Digest]
-) -> None:
-    ledger.executemany("INSERT OR IGNORE INTO state VALUES (?, ?)", state.items())
+def _insert(ledger: sqlite3.Connection, block: BlockRow, state: Changes, transactions: Sequence[Digest]) -> None:
+    ledger.executemany(
+        "INSERT INTO state VALUES (?, ?, ?, 0) ON CONFLICT (hash) DO UPDATE SET places = places + excluded.places",
+        [(digest, state.writes[digest], places) for digest, places in state.come.items()],
+    )
+    ledger.executemany(
+        "UPDATE state SET places = places - ?, gone = ? WHERE hash = ?",
+        [(places, block.number, digest) for digest, places in state.gone.items()],
+    )
     ledger.execute(
         "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)",
         (block.number, block.hash, block.payload, block.certificate, block.receipts, block.bloom, _checksum(block)),
@@ -253,6 +294,12 @@ def _insert(
         "INSERT INTO transactions VALUES (?, ?, ?)",
         [(digest, block.number, position) for position, digest in enumerate(transactions)],
     )
+
+
+def _prune(ledger: sqlite3.Connection, first: int) -> None:
+    """Forget what no state from the one after block `first` on has."""
+    ledger.execute("DELETE FROM state WHERE places = 0 AND gone <= ?", (first,))
+    ledger.execute("INSERT OR REPLACE INTO meta VALUES ('states_from', ?)", (first.to_bytes(8, "big"),))
 
 
 def _checksum(block: BlockRow) -> Digest:

@@ -100,7 +100,7 @@ class Ledger:
         row = database.last()
         self._history = History(database, 0 if row is None else row.number)
         if row is None:
-            database.begin(_genesis_row(genesis), genesis.execution.changes.writes)
+            database.begin(_genesis_row(genesis), genesis.execution.changes)
             self._header = genesis.execution.header
         else:
             self._header = self._history.decoded(row).header
@@ -118,19 +118,21 @@ class Ledger:
         folder: Path,
         genesis: Genesis,
         *,
+        archive: bool = False,
         executions: ExecutionCache | None = None,
         recover: Callable[[Digest, bytes], Address] = recover_secp256k1,
     ) -> Ledger:
         """The ledger in `folder`, begun there if it is empty.
 
         Args:
+            archive: keep the state after every block, not only after the last ones.
             executions: shared by ledgers of one process.
             recover: who signed a digest; the simulator may pass a cheap one.
         Raises:
             ConfigError: another node has the folder, or what is there began from another genesis.
             StorageError: the folder cannot be used or what is there is damaged; says what to do.
         """
-        database = Database(folder)
+        database = Database(folder, archive=archive)
         try:
             found, first = database.meta("genesis"), database.block_hash(0)
             if found != first:
@@ -299,7 +301,7 @@ class Ledger:
         sealed = certificate.encode()
         self._database.append(
             BlockRow(header.number, header.hash, payload, sealed, encode_receipts(execution.receipts), header.bloom),
-            state=execution.changes.writes,
+            state=execution.changes,
             transactions=[transaction.hash for transaction in execution.transactions],
             parent_certificate=parent_certificate,
         )
@@ -424,9 +426,9 @@ class Ledger:
         """What a transaction would answer right after a block (the head); nothing is kept.
 
         Raises:
-            ValueError: no such block.
+            ValueError: no such block, or the state after it is no longer kept.
         """
-        header = self.block(block).header if block is not None else self._header
+        header = self._kept(block) if block is not None else self._header
         key = (header.hash, to, data, sender, value, gas)
         outcome = self._executions.calls.get(key)
         if outcome is None:
@@ -497,7 +499,18 @@ class Ledger:
         return self._read_transaction(raw)
 
     def _root(self, block: int | None) -> Digest:
-        return self._header.state_root if block is None else self.block(block).header.state_root
+        return self._header.state_root if block is None else self._kept(block).state_root
+
+    def _kept(self, block: int) -> Header:
+        """The header of a block after which the state is still here."""
+        header = self.block(block).header
+        first = self._database.states_from()
+        if block < first:
+            raise ValueError(
+                f"the state after block {block} is no longer kept here, the first is that after block {first}; a site "
+                "with `archive = true` keeps all of it from its first block on"
+            )
+        return header
 
     def _nonce(self, address: Address) -> int:
         return self._evm.at(self._header.state_root).account(address).nonce

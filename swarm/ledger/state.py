@@ -15,6 +15,7 @@ import rlp
 
 from swarm.encoding import Address, Digest, keccak256
 from swarm.ledger.block import EMPTY_CODE_HASH, EMPTY_TRIE_ROOT
+from swarm.ledger.pruning import replaced
 from swarm.ledger.trie import Nodes
 
 Slot = tuple[Address, int]
@@ -43,6 +44,10 @@ class Changes:
     slots: Mapping[Slot, int]
     writes: Mapping[bytes, bytes]
     """New trie nodes and code, by hash: what a database has to keep."""
+    gone: Mapping[Digest, int]
+    """How many places of the tries lost a node or code, by hash."""
+    come: Mapping[Digest, int]
+    """How many places got one."""
 
 
 class Snapshot:
@@ -288,7 +293,8 @@ class State:
                 accounts[address] = NOBODY
             leaves[keccak256(address)] = b"" if empty else _encode_account(account)
         root = base.nodes.update(base.root, leaves, writes)
-        return Changes(root, accounts, dict(self.slots), writes)
+        gone, come = replaced(base.nodes, writes, base.root, root)
+        return Changes(root, accounts, dict(self.slots), writes, gone, come)
 
 
 def _encode_account(account: Account) -> bytes:

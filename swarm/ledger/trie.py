@@ -31,8 +31,12 @@ class Nodes:
         self._read = read
         self._cache: dict[Digest, Node] = {}
 
-    def node(self, child: bytes | Node) -> Node | None:
-        """The node that a parent names; None where there is none."""
+    def node(self, child: bytes | Node, writes: Mapping[bytes, bytes] | None = None) -> Node | None:
+        """The node that a parent names; None where there is none.
+
+        Args:
+            writes: new nodes, where the database may not have them yet.
+        """
         if not child:
             return None
         if isinstance(child, list):
@@ -41,7 +45,9 @@ class Nodes:
         if node is None:
             if child == _EMPTY_ROOT:
                 return None
-            data = self._read(child)
+            data = writes.get(child) if writes else None
+            if data is None:
+                data = self._read(child)
             if data is None:
                 raise MissingNodeError(f"trie node {child.hex()} is not in the database")
             node = rlp.decode(data)
@@ -66,7 +72,7 @@ class Nodes:
                 node = self.node(node[path[depth]])
                 depth += 1
                 continue
-            step, leaf = _path(node[0])
+            step, leaf = path_of(node[0])
             if leaf:
                 return bytes(node[1]) if path[depth:] == step else b""
             if path[depth : depth + len(step)] != step:
@@ -104,7 +110,7 @@ class Nodes:
                 child = node[path[depth]]
                 depth += 1
                 continue
-            step, leaf = _path(node[0])
+            step, leaf = path_of(node[0])
             if leaf or path[depth : depth + len(step)] != step:
                 break
             depth += len(step)
@@ -118,7 +124,7 @@ class Nodes:
             return self._built(depth, [item for item in items if item[1]], writes)
         if len(node) == 17:
             return self._branch_changed(list(node), depth, items, writes)
-        step, leaf = _path(node[0])
+        step, leaf = path_of(node[0])
         if leaf:
             key = items[0][0][:depth] + step
             merged = {key: bytes(node[1])}
@@ -167,7 +173,7 @@ class Nodes:
             return child
         if len(child) == 17:
             return [_pack_path(step, leaf=False), self._child(child, writes) if known is None else known]
-        further, leaf = _path(child[0])
+        further, leaf = path_of(child[0])
         return [_pack_path(step + further, leaf=leaf), child[1]]
 
     def _built(self, depth: int, items: Sequence[tuple[bytes, bytes]], writes: dict[bytes, bytes]) -> Node | None:
@@ -210,7 +216,7 @@ def _shared(step: bytes, key: bytes, depth: int) -> int:
     return count
 
 
-def _path(packed: bytes) -> tuple[bytes, bool]:
+def path_of(packed: bytes) -> tuple[bytes, bool]:
     """The nibbles of a hex-prefix path, and whether it ends in a value."""
     nibbles = _nibbles(packed)
     return nibbles[1 if nibbles[0] & 1 else 2 :], nibbles[0] >= 2

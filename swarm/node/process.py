@@ -40,7 +40,7 @@ def open_node(
         scratch.mkdir(parents=True)
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
-    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm))
+    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm), archive=site.archive)
     try:
         transport = Libp2pTransport(identity, site.listen)
         chain = EmbeddedChain(
