@@ -79,6 +79,8 @@ class Plan:
             name="simulated",
             rounds=self.rounds,
             sync_interval=10,
+            merge="mean",
+            weight_ratio_max=1e9,
             submissions_min=self.submissions_min or max(min(2, self.members), submissions_needed(self.members)),
             submit_s=12.0 * self.patience,
             merge_s=4.0 * self.patience,

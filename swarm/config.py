@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ ENDPOINT_BYTES_MAX = 256
 MERGE_RULES: Mapping[str, tuple[str, ...]] = {
     "mean": (),
     "sum": (),
-    "norm_bounded_mean": ("radius",),
-    "centered_clipping": ("radius", "iterations"),
+    "norm_bounded_mean": ("bound", "radius"),
+    "centered_clipping": ("bound", "radius", "iterations"),
     "geometric_median": ("iterations",),
     "coordinate_median": (),
     "trimmed_mean": ("faults",),
@@ -37,9 +38,19 @@ MERGE_RULES: Mapping[str, tuple[str, ...]] = {
     "nearest_neighbor_mixing": ("faults",),
 }
 WEIGHT_RULES = ("samples", "equal")
+BOUND_RULES = ("median", "length")
 # They rank updates or values, and one member is one voice.
 EQUAL_ONLY = ("sum", "coordinate_median", "trimmed_mean", "multi_krum", "nearest_neighbor_mixing")
-# A policy has some 400 bytes; what a stranger calls one is not parsed beyond this.
+# What may act on the merged update, with the settings that it takes.
+SERVER_RULES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "fedavgm": ("server_rate", "server_momentum"),
+    "nesterov": ("server_rate", "server_momentum"),
+    "fedadagrad": ("server_rate", "server_momentum", "server_floor"),
+    "fedadam": ("server_rate", "server_momentum", "server_decay", "server_floor"),
+    "fedyogi": ("server_rate", "server_momentum", "server_decay", "server_floor"),
+}
+# A policy has some 700 bytes; what a stranger calls one is not parsed beyond this.
 POLICY_BYTES_MAX = 1 << 14
 
 
@@ -79,6 +90,30 @@ class SwarmConfig:
 
 
 @dataclass(frozen=True)
+class RpcConfig:
+    """`[rpc]` of a site's settings: where the ledger is read as JSON-RPC over HTTP and WebSocket, and how much of it."""
+
+    host: str
+    """An IP address of this machine."""
+    port: int
+    """0 takes a free one at each start."""
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may call this node, besides its IP addresses and `localhost`."""
+    origins: tuple[str, ...] = ()
+    """Web pages' origins, as in `https://explorer.example`, whose scripts may read answers."""
+    body_max_bytes: int = 1 << 20
+    batch_max: int = 100
+    requests_s: int = 200
+    """What one client gets; an answer counts as one request for each 2 ms that it takes, at least as one."""
+    connections_max: int = 100
+    subscriptions_max: int = 32
+    """Of one WebSocket."""
+    log_blocks_max: int = 10_000
+    logs_max: int = 2_000
+    call_gas: int = 10_000_000
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """`sites/NAME.toml`: what one site decided, with every path made absolute."""
 
@@ -97,6 +132,8 @@ class SiteConfig:
     leads: bool = True
     archive: bool = False
     """Keep the ledger's state after every block, not only after the last ones."""
+    rpc: RpcConfig | None = None
+    """None: the ledger is read on this machine only, through the node's socket."""
 
     @property
     def socket(self) -> Path:
@@ -130,11 +167,14 @@ class Policy:
     rounds: int
     sync_interval: int
     """Local batches between two rounds."""
-    merge: str = "mean"
+    merge: str = "norm_bounded_mean"
     weights: str = "samples"
     range: float = 8.0
     """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
     weight_max: int = 1_000_000
+    """The ledger refuses a submission of more samples."""
+    weight_ratio_max: float = 2.0
+    """No member counts for more than this many times the round's median weight."""
     submissions_min: int = 2
     submit_s: float = 30.0
     merge_s: float = 5.0
@@ -143,10 +183,26 @@ class Policy:
     """An update's fixed point has the step 2**-step_bits."""
     faults: int = 0
     """How many members `trimmed_mean`, `multi_krum` and `nearest_neighbor_mixing` bear, whatever they send."""
+    bound: str = "median"
+    """What `radius` counts in: the median length of the round's updates, or 1 (`length`)."""
     radius: float = 1.0
     """How long an update may be (`norm_bounded_mean`), or how far one may pull at once (`centered_clipping`)."""
     iterations: int = 5
     """How often `centered_clipping` and `geometric_median` move their point."""
+    server: str = "none"
+    """What acts on the merged update: an optimizer whose state is part of the checkpoint."""
+    server_rate: float = 1.0
+    """The optimizer's learning rate."""
+    server_momentum: float = 0.9
+    """How much of the last step stays in the next one."""
+    server_decay: float = 0.99
+    """How much of the last mean square stays in the next one (`fedadam`, `fedyogi`)."""
+    server_floor: float = 0.001
+    """What is added to the root of the mean square: how adaptive the adaptive ones are."""
+    alarm_metric: str = ""
+    """Of the metrics that members submit, one whose fall raises an alarm; greater is better. None if empty."""
+    alarm_fall: float = 0.05
+    """By how much it has to fall at half of the members, from one round to the next."""
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON, keys sorted, no spaces."""
@@ -211,6 +267,8 @@ def _check_policy(policy: Policy, where: str) -> None:
     need(1 <= policy.sync_interval <= 1_000_000_000, "sync_interval", "1 to 1000000000 batches")
     need(policy.merge in MERGE_RULES, "merge", f"one of {', '.join(MERGE_RULES)}")
     need(policy.weights in WEIGHT_RULES, "weights", f"one of {', '.join(WEIGHT_RULES)}")
+    need(policy.bound in BOUND_RULES, "bound", f"one of {', '.join(BOUND_RULES)}")
+    need(policy.server in SERVER_RULES, "server", f"one of {', '.join(SERVER_RULES)}")
     need(
         policy.merge not in EQUAL_ONLY or policy.weights == "equal",
         "weights",
@@ -221,8 +279,11 @@ def _check_policy(policy: Policy, where: str) -> None:
     steps = policy.range * 2**policy.step_bits
     need(1 <= steps < 2**51, "range", f"1 to 2**51 steps of 2**-{policy.step_bits}")
     need(1 <= policy.weight_max < 2**40, "weight_max", "1 to 2**40 samples")
+    need(1 <= policy.weight_ratio_max < 2**40, "weight_ratio_max", "1 to 2**40")
     need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
     _check_merge(policy, need)
+    _check_server(policy, need)
+    _check_alarm(policy, need)
     for key in ("submit_s", "merge_s", "attest_s"):
         need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
     weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
@@ -235,11 +296,10 @@ def _check_policy(policy: Policy, where: str) -> None:
 
 def _check_merge(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
     """What one rule asks of its own settings; those of other rules stay as they are, or they would look obeyed."""
-    plain = Policy(policy.name, policy.rounds, policy.sync_interval)
     taken = MERGE_RULES[policy.merge]
-    for key in ("faults", "radius", "iterations"):
+    for key in ("faults", "bound", "radius", "iterations"):
         if key not in taken:
-            wanted = getattr(plain, key)
+            wanted = getattr(Policy, key)
             need(getattr(policy, key) == wanted, key, f"left out ({wanted}): merge = {policy.merge!r} takes no {key}")
     if "faults" in taken:
         bears = (policy.submissions_min - (3 if policy.merge == "multi_krum" else 1)) // 2
@@ -258,6 +318,27 @@ def _check_merge(policy: Policy, need: Callable[[bool, str, str], None]) -> None
             "range",
             f"below 2**42 steps of 2**-{policy.step_bits} where merge = {policy.merge!r}",
         )
+
+
+def _check_server(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What the optimizer on the merged update asks of its settings."""
+    taken = SERVER_RULES[policy.server]
+    need(policy.server == "none" or policy.merge != "sum", "server", "'none' where merge = 'sum': no step is agreed on")
+    for key in SERVER_RULES["fedadam"]:
+        if key not in taken:
+            wanted = getattr(Policy, key)
+            need(getattr(policy, key) == wanted, key, f"left out ({wanted}): server = {policy.server!r} takes no {key}")
+    need(0 < policy.server_rate <= 1000, "server_rate", "above 0, at most 1000")
+    need(0 <= policy.server_momentum < 1, "server_momentum", "0 or more and below 1")
+    need(0 <= policy.server_decay < 1, "server_decay", "0 or more and below 1")
+    need(1e-12 <= policy.server_floor <= 1, "server_floor", "1e-12 to 1")
+
+
+def _check_alarm(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    need(len(policy.alarm_metric.encode()) <= 64, "alarm_metric", "a metric's name, at most 64 bytes")
+    need(0 < policy.alarm_fall < 2**40, "alarm_fall", "above 0")
+    unset = policy.alarm_fall == Policy.alarm_fall
+    need(unset or bool(policy.alarm_metric), "alarm_fall", f"left out ({Policy.alarm_fall}) without an alarm_metric")
 
 
 def load_swarm(path: Path) -> SwarmConfig:
@@ -353,7 +434,7 @@ def load_site(path: Path) -> SiteConfig:
     """
     path = path.resolve()
     document = _read(path)
-    _only(document, {"site"}, path)
+    _only(document, {"site", "rpc"}, path)
     site = _table(document, "site", path)
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
@@ -383,7 +464,45 @@ def load_site(path: Path) -> SiteConfig:
         store_max_bytes=_whole(site, "store_max_bytes", path, 1 << 20, 1 << 60, SiteConfig.store_max_bytes),
         leads=_value(site, "leads", bool, path, True),
         archive=_value(site, "archive", bool, path, False),
+        rpc=_rpc(_table(document, "rpc", path), path) if "rpc" in document else None,
     )
+
+
+# Each number of [rpc]: the least and the most that a node can live with.
+_RPC_NUMBERS = {
+    "body_max_bytes": (1 << 10, 1 << 26),
+    "batch_max": (1, 10_000),
+    "requests_s": (1, 1_000_000),
+    "connections_max": (1, 10_000),
+    "subscriptions_max": (1, 10_000),
+    "log_blocks_max": (1, 1_000_000),
+    "logs_max": (1, 100_000),
+    "call_gas": (100_000, 30_000_000),
+}
+
+
+def _rpc(table: Mapping[str, Any], path: Path) -> RpcConfig:
+    _only(table, {"listen", "hosts", "origins", *_RPC_NUMBERS}, path)
+    listen = _value(table, "listen", str, path)
+    host, _, port = listen.rpartition(":")
+    try:
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+        number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 1 << 16
+    except ValueError:
+        number = 1 << 16
+    if number >= 1 << 16:
+        raise ConfigError(
+            f"{path}: listen = {listen!r} in [rpc], but it has the form IP:PORT, as in 127.0.0.1:8545 or [::1]:8545"
+        )
+    names = {}
+    for key in ("hosts", "origins"):
+        names[key] = _value(table, key, list, path, [])
+        if not all(isinstance(name, str) and name for name in names[key]):
+            raise ConfigError(f"{path}: {key} = {names[key]!r} in [rpc], but a list of names belongs there")
+    numbers = {
+        key: _whole(table, key, path, low, high, getattr(RpcConfig, key)) for key, (low, high) in _RPC_NUMBERS.items()
+    }
+    return RpcConfig(address, number, tuple(names["hosts"]), tuple(names["origins"]), **numbers)
 
 
 def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> MemberConfig | None:

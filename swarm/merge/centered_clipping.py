@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from swarm.merge.coefficients import steps_in, unit_of
+from swarm.merge.coefficients import unit_of
 from swarm.merge.fixed import FixedPoint
 from swarm.merge.gram import Gram, distances
 from swarm.merge.mean import Linear, checked
 
 
-def centered_clipping(gram: Gram, weights: Sequence[int], radius: float, iterations: int, fixed: FixedPoint) -> Linear:
-    """v, moved `iterations` times by the weighted mean of (x_i - v) * min(1, radius / |x_i - v|), from v = 0.
+def centered_clipping(gram: Gram, weights: Sequence[int], bound: int, iterations: int, fixed: FixedPoint) -> Linear:
+    """v, moved `iterations` times by the weighted mean of (x_i - v) * min(1, bound / |x_i - v|), from v = 0.
 
-    In one iteration an update moves the result by its share of the radius at most, wherever it lies.
+    In one iteration an update moves the result by its share of the bound (in steps) at most, wherever it lies.
 
     Source: Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, ICML 2021. They start from
     the last round's momentum; here an update is a change since the checkpoint, so that the start is no change.
     """  # fmt: skip
-    bound, unit, total = steps_in(radius, fixed), unit_of(fixed), sum(weights)
+    unit, total = unit_of(fixed), sum(weights)
     centre = [0] * len(weights)
     for _ in range(iterations):
         far = distances(gram, centre, unit)

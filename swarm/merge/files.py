@@ -26,6 +26,7 @@ from swarm.merge.fixed import Int64s, NotFinite, Raw, Seen
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.rules import Block, Plan, counted_weights, fixed_point, plan_of
 from swarm.merge.schema import ELEMENT_BYTES, FLOATS, Schema, check_same
+from swarm.merge.squares import Squares, squares_of
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
 Bench = TypeVar("Bench")
@@ -152,7 +153,8 @@ class _Job:
                 except ValueError as error:
                     raise BadUpdate(index, str(error)) from error
             self._runs = self.schema.runs
-            self._plan = plan_of(policy, self._weights, lambda: self._gram(threads))
+            self._threads = threads
+            self._plan = plan_of(policy, self._weights, self)
             self._opened = self._opened.pop_all()
         self._clipped = [0] * len(updates)
         # One sum a chunk, so that the report does not depend on which thread was first.
@@ -185,26 +187,34 @@ class _Job:
             self._clipped = [before + part.clipped for before, part in zip(self._clipped, seen, strict=True)]
         return [digest for digest, _ in found]
 
-    def _gram(self, threads: int) -> Gram:
+    def squares(self) -> tuple[int, ...]:
+        """The updates' squared lengths: a pass over their float coordinates."""
+        return squares_of(self._totals(Squares), len(self._updates))
+
+    def gram(self) -> Gram:
         """The updates' inner products: a pass over their float coordinates."""
+        return gram_of(self._totals(Products), len(self._updates))
+
+    def _totals(self, kind: type[Squares] | type[Products]) -> list[Int64s]:
+        """What `kind` finds in each chunk."""
         members, fixed = len(self._updates), fixed_point(self._policy)
 
-        def products_of(products: Products, chunk: int) -> Int64s:
+        def totals_of(bench: Squares | Products, chunk: int) -> Int64s:
             start = chunk * CHUNK_BYTES
-            for dtype, at, end in self._pieces(start, start + CHUNK_BYTES, products.size):
+            for dtype, at, end in self._pieces(start, start + CHUNK_BYTES, bench.size):
                 if dtype in FLOATS:
                     size = (end - at) // ELEMENT_BYTES[dtype]
                     for row, update in enumerate(self._updates):
-                        raw = update.read(at, products.read[: end - at])
+                        raw = update.read(at, bench.read[: end - at])
                         try:
-                            products.add(row, raw, dtype, size)
+                            bench.add(row, raw, dtype, size)
                         except NotFinite as error:
                             raise BadUpdate(row, self._where(error, at, dtype)) from error
-                    products.finish(size)
-            return products.take()
+                    bench.finish(size)
+            return bench.take()
 
         chunks = range(chunk_count(self.schema.size_bytes))
-        return gram_of(in_threads(chunks, threads, lambda: Products(members, fixed), products_of), members)
+        return in_threads(chunks, self._threads, lambda: kind(members, fixed), totals_of)
 
     def _chunk(self, bench: _Bench, chunk: int, target: int | None) -> tuple[Digest, list[Seen]]:
         """Merge and write one chunk; its leaf and what was seen of each update."""

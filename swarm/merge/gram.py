@@ -3,9 +3,7 @@
 Whatever a rule wants to know of distances between linear combinations of updates follows from the Gram matrix, so one
 pass over the files is enough, and it is a sum over chunks in any order.
 
-A row is cut into limbs of 18 bits, so that every product of a block of at most 2**16 coordinates and every partial sum
-of them is a whole number below 2**53: float64 matrix products are then exact, whatever order or fused operation the
-machine's BLAS takes.
+Float64 matrix products of whole-number limbs are exact, so the machine's BLAS may do them: see `limbs`.
 """
 
 from __future__ import annotations
@@ -17,9 +15,8 @@ from typing import TypeAlias
 import numpy as np
 
 from swarm.merge.fixed import FixedPoint, Int64s, Raw
+from swarm.merge.limbs import BLOCK_MAX, LIMB_BITS, Limbs
 
-LIMB_BITS = 18
-BLOCK_MAX = 1 << 16
 # The limbs of a block's rows together: what a core's second cache and the one behind it hold.
 LIMBS_BYTES = 8 << 20
 
@@ -31,36 +28,26 @@ class Products:
     """The Gram matrix of some blocks of coordinates; one for each thread."""
 
     def __init__(self, members: int, fixed: FixedPoint) -> None:
-        self._fixed = fixed
-        self._limbs = -(-(fixed.limit.bit_length() + 1) // LIMB_BITS)
         self._members = members
-        self.size = min(BLOCK_MAX, max(1024, LIMBS_BYTES // (8 * members * self._limbs)))
-        self._rows = np.empty((self._limbs, members, self.size))
-        # Adding and taking away 1.5 * 2**52 units rounds to whole units: see `fixed`.
-        self._shifts = [1.5 * 2.0 ** (52 - fixed.bits + LIMB_BITS * level) for level in range(self._limbs)]
-        self._units = np.repeat([2.0 ** (fixed.bits - LIMB_BITS * level) for level in range(self._limbs)], members)
-        self._values = np.empty(self.size)
+        limbs = -(-(fixed.limit.bit_length() + 1) // LIMB_BITS)
+        self.size = min(BLOCK_MAX, max(1024, LIMBS_BYTES // (8 * members * limbs)))
+        self._limbs = Limbs(fixed, self.size)
+        self._rows = np.empty((self._limbs.count, members, self.size))
+        self._per_unit = np.repeat(self._limbs.per_unit, members)
         self.read: Raw = np.empty(8 * self.size, np.uint8)
         """Room for a block's bytes."""
-        self.total: Int64s = np.zeros((self._limbs * members,) * 2, np.int64)
+        self.total: Int64s = np.zeros((self._limbs.count * members,) * 2, np.int64)
 
     def add(self, row: int, raw: Raw, dtype: str, size: int) -> None:
         """Take one update's elements, `size` of them. NotFinite: an element is NaN or infinite."""
-        values = self._values[:size]
-        self._fixed.quantize(raw, dtype, values)
-        np.subtract(values, self._shifts[0], out=values)
-        for level in range(self._limbs - 1, -1, -1):
-            limb = self._rows[level, row, :size]
-            np.add(values, self._shifts[level], out=limb)
-            np.subtract(limb, self._shifts[level], out=limb)
-            np.subtract(values, limb, out=values)
+        self._limbs.cut(raw, dtype, self._rows[:, row, :size])
 
     def finish(self, size: int) -> None:
         """Add the block's products to the total."""
-        rows = self._rows[:, :, :size].reshape(self._limbs * self._members, size)
+        rows = self._rows[:, :, :size].reshape(len(self._per_unit), size)
         products = rows @ rows.T
-        products *= self._units
-        products *= self._units[:, np.newaxis]
+        products *= self._per_unit
+        products *= self._per_unit[:, np.newaxis]
         self.total += products.astype(np.int64)
 
     def take(self) -> Int64s:

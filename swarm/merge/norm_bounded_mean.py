@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import isqrt
 
-from swarm.merge.coefficients import steps_in, unit_of
+from swarm.merge.coefficients import unit_of
 from swarm.merge.fixed import FixedPoint
-from swarm.merge.gram import Gram
 from swarm.merge.mean import Linear, checked, weighted_mean
 
 
-def norm_bounded_mean(gram: Gram, weights: Sequence[int], radius: float, fixed: FixedPoint) -> Linear:
-    """The weighted mean after every update longer than `radius` was shortened to it.
+def norm_bounded_mean(squares: Sequence[int], weights: Sequence[int], bound: int, fixed: FixedPoint) -> Linear:
+    """The weighted mean after every update longer than `bound` was shortened to it.
 
-    An update however large moves the checkpoint by its share of the radius at most. Where none is longer it is the
+    An update however large moves the checkpoint by its share of the bound at most. Where none is longer it is the
     weighted mean itself.
 
     Args:
-        radius: Euclidean length over all float coordinates.
+        squares: the updates' squared lengths over all float coordinates, in steps.
+        bound: in steps.
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019.
     """
-    bound, unit, total = steps_in(radius, fixed), unit_of(fixed), sum(weights)
-    if all(gram[i][i] <= bound * bound for i in range(len(weights))):
+    if all(square <= bound * bound for square in squares):
         return weighted_mean(weights, fixed)
+    unit, total = unit_of(fixed), sum(weights)
     coefficients = tuple(
-        weight * shortened(gram[i][i], bound, unit) // total for i, weight in enumerate(weights)
-    )  # fmt: skip
+        weight * shortened(square, bound, unit) // total for square, weight in zip(squares, weights, strict=True)
+    )
     return checked(Linear(coefficients, Fraction(1, unit << fixed.bits)), fixed)
 
 

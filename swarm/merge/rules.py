@@ -1,16 +1,18 @@
 """Which arithmetic a policy's `merge` names.
 
 `mean` and `sum` need nothing but the weights. The rules that bear false members each have a file of their own; they
-choose coefficients from the Gram matrix of the updates, or look at all values of a coordinate.
+choose coefficients from the updates' lengths or their Gram matrix, or look at all values of a coordinate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Protocol
 
 from swarm.config import Policy
+from swarm.merge.bound import bound_of
 from swarm.merge.centered_clipping import centered_clipping
 from swarm.merge.coordinate_median import coordinate_median
 from swarm.merge.fixed import FixedPoint, Raw, Seen
@@ -78,25 +80,46 @@ def counted_weights(weights: Sequence[int], policy: Policy) -> tuple[int, ...]:
     check_weights(weights)
     if max(weights) > policy.weight_max:
         raise ValueError(f"a weight of {max(weights)}, but the policy's weight_max is {policy.weight_max}")
-    return (1,) * len(weights) if policy.weights == "equal" else tuple(weights)
+    return (1,) * len(weights) if policy.weights == "equal" else capped(weights, policy.weight_ratio_max)
 
 
-def plan_of(policy: Policy, weights: Sequence[int], gram: Callable[[], Gram]) -> Plan:
+def capped(weights: Sequence[int], ratio_max: float) -> tuple[int, ...]:
+    """The weights, none above `ratio_max` (1 or more) times the lower median of them, rounded down.
+
+    While less than half of the members lie, the median is no greater than an honest member's weight. A cap on each
+    member's share of the sum would not hold: two liars who both claim as much as they may make each other small.
+    """
+    median = sorted(weights)[(len(weights) - 1) // 2]
+    cap = int(Fraction(ratio_max) * median)
+    return tuple(min(weight, cap) for weight in weights)
+
+
+class GlobalPass(Protocol):
+    """What some rules have to know of the whole updates before any coordinate is merged; made when asked for."""
+
+    def squares(self) -> tuple[int, ...]:
+        """The updates' squared lengths, in steps."""
+        ...
+
+    def gram(self) -> Gram:
+        """All their inner products, in steps squared."""
+        ...
+
+
+def plan_of(policy: Policy, weights: Sequence[int], whole: GlobalPass) -> Plan:
     """How the updates merge.
 
     Args:
         weights: as `counted_weights` gives them.
-        gram: makes the updates' Gram matrix; called by the rules that need it.
+        whole: passes over all updates, for the rules that need one.
     Raises:
         ValueError: the rule needs more updates, or a sum could pass 64 bits.
     """
     fixed = fixed_point(policy)
-    return Plan(_floats(policy, weights, gram, fixed), fixed, policy.merge not in ("mean", "sum"))
+    return Plan(_floats(policy, weights, whole, fixed), fixed, policy.merge not in ("mean", "sum"))
 
 
-def _floats(
-    policy: Policy, weights: Sequence[int], gram: Callable[[], Gram], fixed: FixedPoint
-) -> Linear | PerCoordinate:
+def _floats(policy: Policy, weights: Sequence[int], whole: GlobalPass, fixed: FixedPoint) -> Linear | PerCoordinate:
     members = len(weights)
     match policy.merge:
         case "mean":
@@ -104,17 +127,20 @@ def _floats(
         case "sum":
             return plain_sum(members, fixed)
         case "norm_bounded_mean":
-            return norm_bounded_mean(gram(), weights, policy.radius, fixed)
+            squares = whole.squares()
+            return norm_bounded_mean(squares, weights, bound_of(policy, squares, fixed), fixed)
         case "centered_clipping":
-            return centered_clipping(gram(), weights, policy.radius, policy.iterations, fixed)
+            gram = whole.gram()
+            bound = bound_of(policy, [gram[i][i] for i in range(members)], fixed)
+            return centered_clipping(gram, weights, bound, policy.iterations, fixed)
         case "trimmed_mean":
             return trimmed_mean(members, policy.faults, fixed)
         case "coordinate_median":
             return coordinate_median(members, fixed)
         case "geometric_median":
-            return geometric_median(gram(), weights, policy.iterations, fixed)
+            return geometric_median(whole.gram(), weights, policy.iterations, fixed)
         case "multi_krum":
-            return multi_krum(gram(), policy.faults, fixed)
+            return multi_krum(whole.gram(), policy.faults, fixed)
         case "nearest_neighbor_mixing":
-            return nearest_neighbor_mixing(gram(), policy.faults, fixed)
+            return nearest_neighbor_mixing(whole.gram(), policy.faults, fixed)
     raise ValueError(f"there is no merge called {policy.merge!r}")

@@ -26,8 +26,9 @@ Values = NDArray[np.float64]
 
 
 def policy(**changes: object) -> Policy:
-    """A policy for tests."""
-    return Policy(**({"name": "test", "rounds": 1, "sync_interval": 1} | changes))  # type: ignore[arg-type]
+    """A policy for tests: the plain weighted mean, no weight capped, unless they say otherwise."""
+    plain = {"name": "test", "rounds": 1, "sync_interval": 1, "merge": "mean", "weight_ratio_max": 1e9}
+    return Policy(**(plain | changes))  # type: ignore[arg-type]
 
 
 def nearest(value: Fraction) -> int:

@@ -12,8 +12,10 @@ import pytest
 from swarm.merge import files as merge_files_module
 from swarm.merge.coefficients import UNIT_BITS_MIN, steps_in, unit_of
 from swarm.merge.fixed import FixedPoint
-from swarm.merge.gram import BLOCK_MAX, Products, distance_squared, distances, gram_of, norm_squared
+from swarm.merge.gram import Products, distance_squared, distances, gram_of, norm_squared
+from swarm.merge.limbs import BLOCK_MAX
 from swarm.merge.schema import FLOATS
+from swarm.merge.squares import BLOCK, Squares, squares_of
 from tests.merge.golden import SCHEMA, WEIGHTS, write_inputs
 from tests.merge.reference import Values, decoded, policy, read_file, steps_of
 
@@ -77,7 +79,26 @@ def test_a_files_products_are_those_of_its_float_coordinates(tmp_path: Path) -> 
     expected = tuple(tuple(sum(x * y for x, y in zip(one, two, strict=True)) for two in vectors) for one in vectors)
     for threads in (1, 2, 3):
         with merge_files_module._Job(base, updates, WEIGHTS, rule, threads) as job:
-            assert job._gram(threads) == expected
+            assert job.gram() == expected
+            assert job.squares() == tuple(expected[i][i] for i in range(len(expected)))
+
+
+@pytest.mark.parametrize("bits", [8, 20, 32, 40])
+@pytest.mark.parametrize("size", [1, 999, BLOCK])
+def test_squared_lengths_are_exact(bits: int, size: int) -> None:
+    fixed = FixedPoint(bits, 2.0 ** (50 - bits) if bits < 40 else 8.0)
+    source = np.random.default_rng(bits + size)
+    rows = source.choice([-1.0, 1.0], (3, size)) * fixed.edge * source.random((3, size)) ** 9
+    rows[0] = fixed.edge
+    squares, totals = Squares(3, fixed), []
+    for part in (rows, rows):
+        for row, values in enumerate(part):
+            squares.add(row, values.view(np.uint8), "F64", size)
+        squares.finish(size)
+        totals.append(squares.take())
+    exact = [2 * sum(int(step) ** 2 for step in fixed.of(row)[0]) for row in rows]
+    assert squares_of(totals, 3) == tuple(exact)
+    assert exact[0] == 2 * size * fixed.limit**2
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -13,17 +13,19 @@ import pytest
 
 from swarm.config import MERGE_RULES, Policy
 from swarm.merge import BadUpdate, Schema, Tensor, merge, merge_files, write_file
+from swarm.merge.bound import bound_of
 from swarm.merge.coefficients import unit_of
 from swarm.merge.fixed import FixedPoint
 from swarm.merge.integers import comparisons, sorted_rows
+from swarm.merge.rules import capped, counted_weights
 from tests.merge.reference import Values, files, moved, policy, read_file, read_vector, steps_of, vector_file
 
 Steps = list[list[int]]
 """Members' updates in whole steps."""
 
 ROBUST: dict[str, dict[str, object]] = {
-    "norm_bounded_mean": {"radius": 0.7},
-    "centered_clipping": {"radius": 0.4, "iterations": 3},
+    "norm_bounded_mean": {"bound": "length", "radius": 0.7},
+    "centered_clipping": {"bound": "length", "radius": 0.4, "iterations": 3},
     "geometric_median": {"iterations": 6},
     "coordinate_median": {"weights": "equal"},
     "trimmed_mean": {"weights": "equal", "faults": 2},
@@ -381,3 +383,61 @@ def test_a_network_without_one_comparison_sorts_wrongly() -> None:
                 row[i], row[j] = min(row[i], row[j]), max(row[i], row[j])
             wrong += row != sorted(row)
         assert wrong
+
+
+def test_the_bound_that_nobody_tunes_is_the_median_length(tmp_path: Path) -> None:
+    rows = np.array([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0], [0.0, -7.0]])
+    found = merged(tmp_path, np.zeros(2), rows, [1] * 4, policy(merge="norm_bounded_mean"))
+    assert found == pytest.approx(np.array([1.2 + 2.0, 1.6 + 1.0 - 2.0]) / 4, abs=1e-7)
+    twice = merged(tmp_path, np.zeros(2), rows, [1] * 4, policy(merge="norm_bounded_mean", radius=2.0))
+    assert twice == pytest.approx(np.array([2.4 + 2.0, 3.2 + 1.0 - 4.0]) / 4, abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e30])
+@pytest.mark.parametrize("name", ["norm_bounded_mean", "centered_clipping"])
+def test_less_than_half_of_the_members_do_not_move_the_median_bound_beyond_the_honest(
+    tmp_path: Path, name: str, size: float
+) -> None:
+    """Three of seven lie together, with any length; the result is no longer than an honest update."""
+    honest = np.random.default_rng(8).standard_normal((4, 50)) * 0.01
+    longest = np.linalg.norm(honest, axis=1).max()
+    rows = np.vstack([honest, np.tile(np.ones(50) * size, (3, 1))])
+    found = merged(tmp_path, np.zeros(50), rows, [1] * 7, policy(merge=name))
+    assert np.linalg.norm(found) <= longest * (1 + 1e-6)
+
+
+def test_half_of_the_members_move_it() -> None:
+    """The planted mistake: four of eight lie, and the upper median is theirs."""
+    rule, fixed = policy(merge="norm_bounded_mean"), FixedPoint(32, 8.0)
+    assert bound_of(rule, [1] * 4 + [10**20] * 4, fixed) == 1
+    assert bound_of(rule, [1] * 4 + [10**20] * 5, fixed) == 10**10
+
+
+def test_where_most_changed_nothing_nothing_moves(tmp_path: Path) -> None:
+    rows = np.array([[0.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
+    found = merged(tmp_path, np.ones(2), rows, [1] * 3, policy(merge="norm_bounded_mean"))
+    assert np.array_equal(found, np.ones(2))
+
+
+def test_no_member_counts_for_more_than_the_ratio_times_the_median_weight() -> None:
+    assert capped([400, 400, 1_000_000, 380, 410], 2.0) == (400, 400, 800, 380, 410)
+    assert capped([400, 1_000_000, 1_000_000, 380, 410], 1.0) == (400, 410, 410, 380, 410)
+    assert capped([3, 1], 2.5) == (2, 1)
+    assert capped([7], 1.0) == (7,)
+    assert counted_weights([5, 1_000_000], policy(weights="equal", weight_ratio_max=2.0)) == (1, 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_less_than_half_of_the_members_cannot_buy_weight(seed: int) -> None:
+    source = random.Random(seed)
+    members = source.randint(3, 20)
+    liars = (members - 1) // 2
+    honest = [source.randint(50, 500) for _ in range(members - liars)]
+    weights = [*honest, *(source.choice([1, 10**6]) for _ in range(liars))]
+    assert max(capped(weights, 2.0)) <= 2 * max(honest)
+
+
+def test_a_capped_weight_counts_as_its_cap(tmp_path: Path) -> None:
+    rows = np.array([[1.0], [0.0], [0.0]])
+    found = merged(tmp_path, np.zeros(1), rows, [1_000_000, 10, 30], policy(weight_ratio_max=2.0))
+    assert found == pytest.approx(np.array([60 / 100]), abs=1e-9)
