@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow bench check format others clean
+.PHONY: demo test test-slow fuzz bench check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
@@ -21,6 +21,9 @@ test: check others  ## what has to hold for every change
 
 test-slow: $(READY) others  ## long simulations and whole runs with real processes
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(READY)  ## a million inputs of nonsense for everything that a stranger or a liar can reach
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(READY)  ## how fast it is here
 	$(BIN)/python -m bench.rounds

@@ -1,0 +1,1 @@
+"""Nonsense for everything that a stranger or a dishonest member can reach. `python -m tests.fuzz --help`."""
