@@ -41,6 +41,10 @@ struct Report:
     reporter: address
     member: address
 
+struct Verification:
+    member: address
+    parts: uint256
+
 struct RoundRecord:
     state: uint256
     round: uint256
@@ -57,6 +61,8 @@ struct RoundRecord:
     attested: DynArray[address, MEMBERS_MAX]
     refused: DynArray[address, MEMBERS_MAX]
     missing: DynArray[Report, REPORTS_SHOWN]
+    verifiers: uint256
+    verified: DynArray[Verification, MEMBERS_MAX]
 
 struct ClosedRecord:
     checkpoint: bytes32
@@ -133,6 +139,13 @@ event Attested:
     member: address
     checkpoint: bytes32
 
+event Verified:
+    run: indexed(uint256)
+    round: indexed(uint256)
+    view: uint256
+    member: address
+    parts: uint256
+
 event Refused:
     run: indexed(uint256)
     round: indexed(uint256)
@@ -142,6 +155,12 @@ event Refused:
     published: bytes32
     found: bytes32
     evidence: bytes32
+
+event AccusationFailed:
+    run: indexed(uint256)
+    round: indexed(uint256)
+    view: uint256
+    accuser: address
 
 event LeaderReplaced:
     run: indexed(uint256)
@@ -198,6 +217,10 @@ INPUTS_CHANGED: constant(uint256) = 4
 TURNS: constant(uint256) = 2
 
 LOW: constant(uint256) = 2**128 - 1
+# A checkpoint has 256 parts, one bit each; who attests without naming parts verified them all.
+EVERY_PART: constant(uint256) = max_value(uint256)
+# Bits of the number of members that verified a part: up to 127.
+COUNTER_BITS: constant(uint256) = 7
 WORD32: constant(uint256) = 2**32 - 1
 WORD64: constant(uint256) = 2**64 - 1
 
@@ -235,11 +258,14 @@ struct Run:
     proposer: address
     policy: bytes32
     name: String[64]
+    marks: uint256  # discredited << 128 | attested some parts only
+    covered: uint256[COUNTER_BITS]  # by part: how many of the latter verified it; word i holds bit i of the numbers
 
 struct Seat:
     occupant: uint256  # weight of its last submission << 160 | member
     digest: bytes32  # of its last submission
     reports: uint256  # seats that reported its bytes missing; holds where `reported` has its bit
+    parts: uint256  # what it verified; holds where `marks` has its bit
 
 struct Consent:
     approved: bool
@@ -358,6 +384,9 @@ def round_state(id: uint256) -> RoundRecord:
     waiting: uint256 = self.runs[id].waiting
     votes: uint256 = self.runs[id].votes
     doubts: uint256 = self.runs[id].doubts
+    marks: uint256 = self.runs[id].marks
+    if head.phase != SUBMIT:
+        shown.verifiers = self._verifiers(id, self._size(waiting & LOW & ~(votes >> 128)))
     members: address[MEMBERS_MAX] = empty(address[MEMBERS_MAX])
     for seat: uint256 in range(head.seats, bound=MEMBERS_MAX):
         bit: uint256 = 1 << seat
@@ -375,6 +404,8 @@ def round_state(id: uint256) -> RoundRecord:
             )
         if votes & bit != 0:
             shown.attested.append(member)
+            if marks & bit != 0:
+                shown.verified.append(Verification(member=member, parts=self.seats[id][seat].parts))
         if (doubts >> 128) & bit != 0:
             shown.refused.append(member)
     # No deadline runs while it could do nothing.
@@ -613,7 +644,7 @@ def join(id: uint256, leads: bool):
 
 @external
 def submit(id: uint256, round: uint256, digest: bytes32, weight: uint256, metrics: Bytes[METRICS_MAX]):
-    assert staticcall CONSORTIUM.isMember(msg.sender, skip_contract_check=True), "only a member may do this"
+    self._check_member()
     place: uint256 = self.seat_of[id][msg.sender]
     assert place & 1 == 1, "only a member that joined the run submits"
     head: Head = self._head(id)
@@ -661,7 +692,7 @@ def reportMissing(id: uint256, round: uint256, member: address):
     self.runs[id].doubts = doubts | 1 << target
     log MissingReported(run=id, round=round, reporter=msg.sender, member=member)
     k: uint256 = self._size(submitted)
-    if self._size(reports) < min(max(2, (k - 1) // 3 + 1), k - 1):
+    if self._size(reports & ~(self.runs[id].marks >> 128)) < min(max(2, self._faults(id, k) + 1), k - 1):
         return
     struck |= 1 << target
     self.runs[id].votes = struck << 128
@@ -683,8 +714,7 @@ def publish(id: uint256, round: uint256, view: uint256, checkpoint: bytes32):
     """
     seat: uint256 = self._seat(id)
     head: Head = self._head(id)
-    self._check_round(head, round)
-    assert head.view == view, "the round is at another view"
+    self._check_view(head, round, view)
     self._check_submitter(id, seat)
     assert head.phase == SUBMIT or seat == head.leader, "only the leader of this view publishes"
     assert head.phase == MERGE, "the round does not wait for the leader"
@@ -700,13 +730,44 @@ def publish(id: uint256, round: uint256, view: uint256, checkpoint: bytes32):
 @external
 def attest(id: uint256, round: uint256, view: uint256, checkpoint: bytes32):
     """
-    @notice The member merged again what it was assigned and found the leader's bytes
+    @notice The member merged again and found the leader's bytes
     """
+    self._attest(id, round, view, checkpoint, EVERY_PART)
+
+
+@external
+def attestParts(id: uint256, round: uint256, view: uint256, checkpoint: bytes32, parts: uint256):
+    """
+    @notice The member merged these parts again and found the leader's bytes. It may add parts later
+    """
+    self._attest(id, round, view, checkpoint, parts)
+
+
+@internal
+def _attest(id: uint256, round: uint256, view: uint256, checkpoint: bytes32, parts: uint256):
     seat: uint256 = self._seat(id)
     head: Head = self._head(id)
     self._check_verdict(id, head, round, view, seat)
+    marks: uint256 = self.runs[id].marks
+    before: uint256 = 0
+    if (self.runs[id].votes >> seat) & 1 == 1:
+        assert (marks >> seat) & 1 == 1, "this member has already attested"
+        before = self.seats[id][seat].parts
     assert checkpoint == self.runs[id].published, "the leader published another checkpoint"
-    log Attested(run=id, round=round, view=view, member=msg.sender, checkpoint=checkpoint)
+    fresh: uint256 = parts & ~before
+    assert fresh != 0, "this member attests no further part"
+    if fresh != EVERY_PART:
+        self.runs[id].marks = marks | 1 << seat
+        self.seats[id][seat].parts = before | fresh
+        for i: uint256 in range(COUNTER_BITS):
+            if fresh == 0:
+                break
+            word: uint256 = self.runs[id].covered[i]
+            self.runs[id].covered[i] = word ^ fresh
+            fresh &= word
+        log Verified(run=id, round=round, view=view, member=msg.sender, parts=before | parts)
+    if before == 0:
+        log Attested(run=id, round=round, view=view, member=msg.sender, checkpoint=checkpoint)
     head = self._attested(id, head, seat, checkpoint)
     self._keep(id, head)
 
@@ -719,6 +780,12 @@ def refuse(id: uint256, round: uint256, view: uint256, found: bytes32, evidence:
     seat: uint256 = self._seat(id)
     head: Head = self._head(id)
     self._check_verdict(id, head, round, view, seat)
+    votes: uint256 = self.runs[id].votes
+    if (votes >> seat) & 1 == 1:
+        # Who verified some parts only may learn that another one is wrong.
+        assert (self.runs[id].marks >> seat) & 1 == 1, "this member has already attested"
+        votes ^= 1 << seat
+        self.runs[id].votes = votes
     published: bytes32 = self.runs[id].published
     assert found != published, "a member that found the same attests"
     leader: address = self._member(id, head.leader)
@@ -728,8 +795,9 @@ def refuse(id: uint256, round: uint256, view: uint256, found: bytes32, evidence:
     )
     refused: uint256 = self.runs[id].doubts >> 128 | 1 << seat
     self.runs[id].doubts |= 1 << (128 + seat)
-    k: uint256 = self._size(self.runs[id].waiting & LOW & ~(self.runs[id].votes >> 128))
-    if self._size(refused) > k - (2 * k + 2) // 3:
+    k: uint256 = self._size(self.runs[id].waiting & LOW & ~(votes >> 128))
+    heard: uint256 = self._size(refused & ~(self.runs[id].marks >> 128))
+    if heard > max(k - (2 * k + 2) // 3, min(self._faults(id, k), unsafe_sub(k, 2))):
         self.runs[id].leaders |= 1 << (128 + head.leader)
         head = self._replace_leader(id, head, REFUSED)
         self._keep(id, head)
@@ -740,10 +808,9 @@ def advance(id: uint256, round: uint256, view: uint256):
     """
     @notice What was due by the deadline did not come: the round goes on without it
     """
-    assert staticcall CONSORTIUM.isMember(msg.sender, skip_contract_check=True), "only a member may do this"
+    self._check_member()
     head: Head = self._head(id)
-    self._check_round(head, round)
-    assert head.view == view, "the round is at another view"
+    self._check_view(head, round, view)
     waiting: uint256 = self.runs[id].waiting
     assert (
         head.phase != SUBMIT or self._size(waiting & LOW) >= self._terms(id).submissions_min
@@ -762,8 +829,14 @@ def advance(id: uint256, round: uint256, view: uint256):
 
 @internal
 @view
-def _seat(id: uint256) -> uint256:
+def _check_member():
     assert staticcall CONSORTIUM.isMember(msg.sender, skip_contract_check=True), "only a member may do this"
+
+
+@internal
+@view
+def _seat(id: uint256) -> uint256:
+    self._check_member()
     place: uint256 = self.seat_of[id][msg.sender]
     assert place != 0, "only a member that joined the run may do this"
     return (place >> 1) - 1
@@ -784,13 +857,18 @@ def _check_round(head: Head, round: uint256):
 
 
 @internal
-@view
-def _check_verdict(id: uint256, head: Head, round: uint256, view: uint256, seat: uint256):
+@pure
+def _check_view(head: Head, round: uint256, view: uint256):
     self._check_round(head, round)
     assert head.view == view, "the round is at another view"
+
+
+@internal
+@view
+def _check_verdict(id: uint256, head: Head, round: uint256, view: uint256, seat: uint256):
+    self._check_view(head, round, view)
     self._check_submitter(id, seat)
     assert head.phase == ATTEST, "the leader has not published"
-    assert (self.runs[id].votes >> seat) & 1 == 0, "this member has already attested"
     assert (self.runs[id].doubts >> 128 >> seat) & 1 == 0, "this member has already refused"
 
 
@@ -831,6 +909,7 @@ def _replace_leader(id: uint256, before: Head, reason: uint256) -> Head:
     head.deadline = block.timestamp + self._terms(id).merge_ticks
     self.runs[id].votes = struck << 128
     self.runs[id].doubts &= LOW
+    self._forget_parts(id)
     log LeaderReplaced(
         run=id, round=head.round, view=head.view, leader=self._member(id, head.leader),
         replaced=self._member(id, before.leader), reason=reason,
@@ -847,6 +926,7 @@ def _restart(id: uint256, before: Head) -> Head:
     self.runs[id].waiting = self.runs[id].waiting >> 128 << 128
     self.runs[id].votes = 0
     self.runs[id].doubts = 0
+    self._forget_parts(id)
     log RoundRestarted(run=id, round=head.round, view=head.view)
     return head
 
@@ -879,9 +959,11 @@ def _attested(id: uint256, before: Head, seat: uint256, checkpoint: bytes32) -> 
     waiting: uint256 = self.runs[id].waiting
     k: uint256 = self._size(waiting & LOW & ~(votes >> 128))
     attestations: uint256 = self._size(votes & LOW)
-    if attestations < (2 * k + 2) // 3:
+    if attestations < (2 * k + 2) // 3 or not self._all_verified(id, votes, k):
         self.runs[id].votes = votes
         return head
+    self._discredit(id, head, self.runs[id].doubts >> 128)
+    self._forget_parts(id)
     leader: address = self._member(id, head.leader)
     log RoundClosed(
         run=id, round=head.round, view=head.view, leader=leader, checkpoint=checkpoint, attestations=attestations
@@ -903,6 +985,64 @@ def _attested(id: uint256, before: Head, seat: uint256, checkpoint: bytes32) -> 
         head.state = FINISHED
         log RunFinished(run=id, checkpoint=checkpoint)
     return head
+
+
+@internal
+@view
+def _faults(id: uint256, submissions: uint256) -> uint256:
+    # How many liars the members bear that consent to the run; in a small round they may be a greater share.
+    return (max(len(self.approvers[id]), submissions) - 1) // 3
+
+
+@internal
+@view
+def _verifiers(id: uint256, submissions: uint256) -> uint256:
+    # A wrong checkpoint has a lying leader, so of the others one less lies than the members bear: one here is honest.
+    return min(max((submissions - 1) // 3 + 1, self._faults(id, submissions)), submissions - 1)
+
+
+@internal
+@view
+def _all_verified(id: uint256, votes: uint256, submissions: uint256) -> bool:
+    # Whether enough members besides the leader verified each part.
+    needed: uint256 = self._verifiers(id, submissions)
+    marked: uint256 = self.runs[id].marks & LOW
+    whole: uint256 = self._size(votes & LOW & ~marked) - 1
+    if whole >= needed:
+        return True
+    if marked == 0:
+        return False
+    needed -= whole
+    more: uint256 = 0
+    equal: uint256 = EVERY_PART
+    for i: uint256 in range(COUNTER_BITS):
+        bit: uint256 = COUNTER_BITS - 1 - i
+        word: uint256 = self.runs[id].covered[bit]
+        if (needed >> bit) & 1 == 0:
+            more |= equal & word
+            word = ~word
+        equal &= word
+    return more | equal == EVERY_PART
+
+
+@internal
+def _forget_parts(id: uint256):
+    marks: uint256 = self.runs[id].marks
+    if marks & LOW != 0:
+        self.runs[id].marks = marks >> 128 << 128
+        self.runs[id].covered = empty(uint256[COUNTER_BITS])
+
+
+@internal
+def _discredit(id: uint256, head: Head, accusers: uint256):
+    # The others found the leader's bytes: who refused them leads no more, and its word moves nothing in this run.
+    if accusers == 0:
+        return
+    self.runs[id].leaders |= accusers << 128
+    self.runs[id].marks |= accusers << 128
+    for seat: uint256 in range(head.seats, bound=MEMBERS_MAX):
+        if (accusers >> seat) & 1 == 1:
+            log AccusationFailed(run=id, round=head.round, view=head.view, accuser=self._member(id, seat))
 
 
 # ------------------------------------------------------------------ words

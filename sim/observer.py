@@ -17,7 +17,7 @@ from swarm.encoding import Address, Digest, keccak256, short
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.rounds import Submission, fault_max, leader_of
+from swarm.rounds import EVERY_PART, Submission, fault_max, leader_of
 
 REASONS = {1: "silent", 2: "unattested", 3: "refused", 4: "inputs changed"}
 
@@ -44,6 +44,8 @@ class Round:
     leader: Address = b""
     published: Digest | None = None
     attested: set[Address] = field(default_factory=set)
+    verified: dict[Address, int] = field(default_factory=dict)
+    """Parts, of those who did not verify all."""
     wrong_leaders: set[Address] = field(default_factory=set)
     """Who published something else than the merge."""
 
@@ -172,7 +174,8 @@ class Observer:
         if found["reason"] == 3:
             self._suspended.add(before)
             k = len(self._unstruck(round_))
-            outvoted = len(self._liars & self._unstruck(round_).keys()) > k - quorum(k)
+            needed = max(k - quorum(k) + 1, min(fault_max(max(self._plan.members, k)) + 1, k - 1))
+            outvoted = len(self._liars & self._unstruck(round_).keys()) >= needed
             if before not in self._liars and before not in round_.wrong_leaders and not outvoted:
                 raise Violation(f"round {round_.number}: {self._name(before)} is honest and was refused")
         self._elected(round_, found)
@@ -192,7 +195,9 @@ class Observer:
         self.struck += 1
         self._story.say(f"round {round_.number}: the submission of {self._name(member)} is struck")
         k = len(round_.submissions)
-        outvoted = len(self._liars & round_.submissions.keys()) >= min(max(2, fault_max(k) + 1), k - 1)
+        outvoted = len(self._liars & round_.submissions.keys()) >= min(
+            max(2, fault_max(max(self._plan.members, k)) + 1), k - 1
+        )
         if member not in self._liars and not outvoted and not self._excused(member):
             raise Violation(f"round {round_.number}: the submission of {self._name(member)}, which is honest, is lost")
 
@@ -212,7 +217,7 @@ class Observer:
                 f"round {round_.number}: {self._name(leader)} published in view {found['view']} out of turn"
             )
         round_.published = found["checkpoint"]
-        round_.attested = {leader}
+        round_.attested, round_.verified = {leader}, {}
         wrong = found["checkpoint"] != self.right()
         if wrong:
             round_.wrong_leaders.add(leader)
@@ -239,11 +244,31 @@ class Observer:
             raise Violation(f"round {round_.number}: {self._name(member)} is honest and refused the right merge")
         self._story.say(f"round {round_.number}: {self._name(member)} refuses, it found {short(found['found'])}")
 
+    def _upon_Verified(self, found: Mapping[str, Any]) -> None:
+        round_ = self._at(found)
+        round_.verified[found["member"]] = found["parts"]
+        self._story.say(
+            f"round {round_.number}: {self._name(found['member'])} verified {found['parts'].bit_count()} parts"
+        )
+
+    def _upon_AccusationFailed(self, found: Mapping[str, Any]) -> None:
+        round_, accuser = self._at(found), found["accuser"]
+        if accuser not in self._liars:
+            raise Violation(f"round {round_.number}: {self._name(accuser)} is honest and called a false accuser")
+        self._suspended.add(accuser)
+        self._story.say(f"round {round_.number}: {self._name(accuser)} accused falsely")
+
     def _upon_RoundClosed(self, found: Mapping[str, Any]) -> None:
         round_ = self._at(found)
         needed = quorum(len(self._unstruck(round_)))
         if len(round_.attested) < needed or found["attestations"] != len(round_.attested):
             raise Violation(f"round {round_.number} closed with {len(round_.attested)} attestations of {needed}")
+        honest = round_.attested - self._liars - {round_.leader}
+        seen = 0
+        for member in honest:
+            seen |= round_.verified.get(member, EVERY_PART)
+        if round_.leader in self._liars and seen != EVERY_PART:
+            raise Violation(f"round {round_.number} closed with a part that no honest member verified")
         merged = self._merged()
         if merged is None:
             raise Violation(f"round {round_.number} closed with a submission whose bytes nobody ever had")

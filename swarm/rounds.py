@@ -31,6 +31,11 @@ class Phase(IntEnum):
     ATTEST = 2
 
 
+PARTS = 256
+"""A checkpoint has so many parts, each some chunks in a row: what members verify is a set of parts, bit by bit."""
+EVERY_PART = 2**PARTS - 1
+
+
 @dataclass(frozen=True)
 class Submission:
     """The ledger's record of one update."""
@@ -68,6 +73,10 @@ class RoundState:
     refused: frozenset[Address] = frozenset()
     missing: frozenset[tuple[Address, Address]] = frozenset()
     """(reporter, member) of every report that a submission's bytes never came."""
+    verifiers: int = 0
+    """How many members besides the leader have to verify each part before the round closes."""
+    verified: tuple[tuple[Address, int], ...] = ()
+    """The parts, bit by bit, that those who attested some parts only verified. Who else attested verified all."""
 
     @property
     def merged(self) -> tuple[Submission, ...]:

@@ -4,7 +4,7 @@ every merge again whose bytes the store still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import merge
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
-from swarm.rounds import Submission, leader_of
+from swarm.rounds import PARTS, Submission, fault_max, leader_of
 from swarm.store import object_place
 
 LOGS_MAX = 1_000_000
@@ -47,10 +47,27 @@ class _Round:
     leader: Address = b""
     published: Digest = b""
     attested: set[Address] = field(default_factory=set)
+    refused: set[Address] = field(default_factory=set)
+    verified: dict[Address, int] = field(default_factory=dict)
+    """Parts, of those who did not verify all."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a leader published, and what its merge had to take."""
+
+    run: int
+    round: int
+    view: int
+    leader: Address
+    checkpoint: Digest
+    base: Digest
+    submissions: tuple[Submission, ...]
+    policy: Digest
 
 
 @dataclass
-class _Run:
+class RunStory:
     """A run as its events tell it."""
 
     number: int
@@ -65,6 +82,8 @@ class _Run:
     round: _Round = field(default_factory=_Round)
     closed: list[tuple[Digest, tuple[Submission, ...], Digest]] = field(default_factory=list)
     """Base, merged submissions and checkpoint of every closed round."""
+    publications: list[Publication] = field(default_factory=list)
+    consents: int = 0
 
     def where(self) -> str:
         return f"run {self.number} ({self.name}) round {self.index}"
@@ -87,13 +106,7 @@ def retell(ledger: Ledger, store: Path, progress: Callable[[int, int], None]) ->
     Raises:
         Difference: a leader, a quorum, a seed, a checkpoint or an object's bytes are not what they have to be.
     """
-    runs: dict[int, _Run] = {}
-    for entry in ledger.logs(0, ledger.head.number, frozenset({RUNS}), [], logs_max=LOGS_MAX):
-        told = interface("Runs").event(entry.log.topics, entry.log.data)
-        if told is None:
-            raise Difference(f"block {entry.header.number}: an event that the contract Runs does not have")
-        name, values = told
-        _follow(runs, name, values)
+    runs = runs_of(events_of(ledger))
     _compare_with_contract(runs, ledger)
     objects = _check_objects(store)
     total = sum(len(run.closed) for run in runs.values())
@@ -106,14 +119,35 @@ def retell(ledger: Ledger, store: Path, progress: Callable[[int, int], None]) ->
     return Story(len(runs), total, merges, objects)
 
 
+def events_of(ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and arguments of everything that `Runs` logged, in order."""
+    for entry in ledger.logs(0, ledger.head.number, frozenset({RUNS}), [], logs_max=LOGS_MAX):
+        told = interface("Runs").event(entry.log.topics, entry.log.data)
+        if told is None:
+            raise Difference(f"block {entry.header.number}: an event that the contract Runs does not have")
+        yield told
+
+
+def runs_of(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[int, RunStory]:
+    """Every run by its number, told from all events of `Runs` in order.
+
+    Raises:
+        Difference: a leader, a quorum or a seed is not what it has to be.
+    """
+    runs: dict[int, RunStory] = {}
+    for name, values in events:
+        _follow(runs, name, values)
+    return runs
+
+
 def _address(value: Any) -> Address:
     return from_hex(value) if isinstance(value, str) else bytes(value)
 
 
-def _follow(runs: dict[int, _Run], name: str, values: Mapping[str, Any]) -> None:
+def _follow(runs: dict[int, RunStory], name: str, values: Mapping[str, Any]) -> None:
     number = int(values["run"])
     if name == "RunProposed":
-        runs[number] = _Run(number, values["name"], bytes(values["policy"]), bytes(values["genesis"]))
+        runs[number] = RunStory(number, values["name"], bytes(values["policy"]), bytes(values["genesis"]))
         return
     run = runs.get(number)
     if run is None:
@@ -125,13 +159,13 @@ def _follow(runs: dict[int, _Run], name: str, values: Mapping[str, Any]) -> None
         handler(run, values)
 
 
-def _opened(run: _Run, values: Mapping[str, Any]) -> None:
+def _opened(run: RunStory, values: Mapping[str, Any]) -> None:
     run.seed = bytes(values["seed"])
     if run.seed != keccak256(run.checkpoint + run.number.to_bytes(32, "big")):
         raise Difference(f"{run.where()}: it opened with the seed {short(run.seed)}, which is not the genesis's")
 
 
-def _joined(run: _Run, values: Mapping[str, Any]) -> None:
+def _joined(run: RunStory, values: Mapping[str, Any]) -> None:
     member = _address(values["member"])
     if member not in run.seats:
         run.seats.append(member)
@@ -140,16 +174,17 @@ def _joined(run: _Run, values: Mapping[str, Any]) -> None:
         run.leads.add(member)
 
 
-def _submitted(run: _Run, values: Mapping[str, Any]) -> None:
+def _submitted(run: RunStory, values: Mapping[str, Any]) -> None:
     member = _address(values["member"])
     if member in run.round.submissions:
         raise Difference(f"{run.where()}: {checksum(member)} submitted twice")
     run.round.submissions[member] = bytes(values["digest"]), int(values["weight"])
 
 
-def _elected(run: _Run, values: Mapping[str, Any]) -> None:
+def _elected(run: RunStory, values: Mapping[str, Any]) -> None:
     round_ = run.round
     round_.view, round_.leader = int(values["view"]), _address(values["leader"])
+    round_.published, round_.attested, round_.refused, round_.verified = b"", set(), set(), {}
     wanted = leader_of(run.seed, round_.view, run.unstruck(), frozenset(run.leads - run.suspended))
     if round_.leader != wanted:
         raise Difference(
@@ -158,36 +193,58 @@ def _elected(run: _Run, values: Mapping[str, Any]) -> None:
         )
 
 
-def _replaced(run: _Run, values: Mapping[str, Any]) -> None:
+def _replaced(run: RunStory, values: Mapping[str, Any]) -> None:
     if int(values["reason"]) == REFUSED:
         run.suspended.add(_address(values["replaced"]))
-    run.round.published, run.round.attested = b"", set()
     _elected(run, values)
 
 
-def _struck(run: _Run, values: Mapping[str, Any]) -> None:
+def _struck(run: RunStory, values: Mapping[str, Any]) -> None:
     run.round.struck.add(_address(values["member"]))
 
 
-def _restarted(run: _Run, values: Mapping[str, Any]) -> None:
+def _restarted(run: RunStory, values: Mapping[str, Any]) -> None:
     run.round = _Round(view=int(values["view"]))
 
 
-def _published(run: _Run, values: Mapping[str, Any]) -> None:
+def _published(run: RunStory, values: Mapping[str, Any]) -> None:
     leader = _address(values["leader"])
     if leader != run.round.leader:
         raise Difference(f"{run.where()}: {checksum(leader)} published, but {checksum(run.round.leader)} leads")
     run.round.published, run.round.attested = bytes(values["checkpoint"]), {leader}
+    run.publications.append(
+        Publication(
+            run.number, run.index, run.round.view, leader, run.round.published, run.checkpoint, run.unstruck(),
+            run.policy,
+        )
+    )  # fmt: skip
 
 
-def _attested(run: _Run, values: Mapping[str, Any]) -> None:
+def _verified(run: RunStory, values: Mapping[str, Any]) -> None:
+    run.round.verified[_address(values["member"])] = int(values["parts"])
+
+
+def _refused(run: RunStory, values: Mapping[str, Any]) -> None:
+    member = _address(values["member"])
+    run.round.attested.discard(member)
+    run.round.refused.add(member)
+
+
+def _accusation_failed(run: RunStory, values: Mapping[str, Any]) -> None:
+    accuser = _address(values["accuser"])
+    if accuser not in run.round.refused:
+        raise Difference(f"{run.where()}: {checksum(accuser)} is called a false accuser and accused nobody")
+    run.suspended.add(accuser)
+
+
+def _attested(run: RunStory, values: Mapping[str, Any]) -> None:
     member = _address(values["member"])
     if bytes(values["checkpoint"]) != run.round.published or member not in {s.member for s in run.unstruck()}:
         raise Difference(f"{run.where()}: the attestation of {checksum(member)} is not of this round's checkpoint")
     run.round.attested.add(member)
 
 
-def _closed(run: _Run, values: Mapping[str, Any]) -> None:
+def _closed(run: RunStory, values: Mapping[str, Any]) -> None:
     submissions, checkpoint = run.unstruck(), bytes(values["checkpoint"])
     needed = quorum(len(submissions))
     if checkpoint != run.round.published or len(run.round.attested) < needed:
@@ -195,13 +252,45 @@ def _closed(run: _Run, values: Mapping[str, Any]) -> None:
             f"{run.where()}: it closed with {short(checkpoint)} and {len(run.round.attested)} attestations; "
             f"{short(run.round.published)} was published and {needed} belong"
         )
+    unseen = [part for part in range(PARTS) if _verifiers(run, part) < _verifiers_needed(run)]
+    if unseen:
+        raise Difference(f"{run.where()}: it closed with part {unseen[0]} verified by {_verifiers(run, unseen[0])}")
+    if run.round.refused - run.suspended:
+        raise Difference(f"{run.where()}: it closed in spite of a refusal that is held against nobody")
     run.closed.append((run.checkpoint, submissions, checkpoint))
     run.checkpoint, run.seed = checkpoint, keccak256(run.seed + checkpoint)
     run.index, run.round = run.index + 1, _Round()
 
 
-_HANDLERS: dict[str, Callable[[_Run, Mapping[str, Any]], None]] = {
+def _verifiers(run: RunStory, part: int) -> int:
+    """How many members besides the leader verified this part."""
+    here = run.round
+    whole = here.attested - {here.leader} - here.verified.keys()
+    return len(whole) + sum(parts >> part & 1 for parts in here.verified.values())
+
+
+def _verifiers_needed(run: RunStory) -> int:
+    """One more than can lie besides a lying leader."""
+    k = len(run.unstruck())
+    return min(max(fault_max(k) + 1, fault_max(max(run.consents, k))), k - 1)
+
+
+def _consented(run: RunStory, values: Mapping[str, Any]) -> None:
+    run.consents += 1
+
+
+def _withdrawn(run: RunStory, values: Mapping[str, Any]) -> None:
+    run.consents -= 1
+    run.leads.discard(_address(values["member"]))
+
+
+_HANDLERS: dict[str, Callable[[RunStory, Mapping[str, Any]], None]] = {
+    "RunApproved": _consented,
     "RunOpened": _opened,
+    "Withdrawn": _withdrawn,
+    "Verified": _verified,
+    "Refused": _refused,
+    "AccusationFailed": _accusation_failed,
     "Joined": _joined,
     "Submitted": _submitted,
     "MergeStarted": _elected,
@@ -214,7 +303,7 @@ _HANDLERS: dict[str, Callable[[_Run, Mapping[str, Any]], None]] = {
 }
 
 
-def _compare_with_contract(runs: Mapping[int, _Run], ledger: Ledger) -> None:
+def _compare_with_contract(runs: Mapping[int, RunStory], ledger: Ledger) -> None:
     """The contract's own records are those that its events tell of."""
     contract = interface("Runs")
     for run in runs.values():
@@ -245,7 +334,7 @@ def _check_objects(store: Path) -> int:
 
 
 def _merge_again(
-    run: _Run, index: int, base: Digest, submissions: tuple[Submission, ...], checkpoint: Digest, store: Path
+    run: RunStory, index: int, base: Digest, submissions: tuple[Submission, ...], checkpoint: Digest, store: Path
 ) -> int:
     """1 if the store holds what the merge takes and it gives the checkpoint, 0 if the store does not."""
     policy_place = object_place(store, run.policy)

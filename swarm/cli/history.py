@@ -27,6 +27,10 @@ class RoundHistory:
     refusals: list[dict[str, Any]] = field(default_factory=list)
     replaced: list[dict[str, Any]] = field(default_factory=list)
     struck: list[str] = field(default_factory=list)
+    verified: dict[str, int] = field(default_factory=dict)
+    """Parts of 256 that a member verified; who is not named here and attested verified all."""
+    false_accusers: list[str] = field(default_factory=list)
+    """Who refused the checkpoint that the round closed with."""
 
 
 def rounds_of(events: Iterable[Event], run: int, name: Callable[[Address], str]) -> list[RoundHistory]:
@@ -76,11 +80,15 @@ def _tell(here: RoundHistory, event: Event, name: Callable[[Address], str]) -> N
                     "evidence": to_hex(args["evidence"]),
                 }
             )
+        case "Verified":
+            here.verified[name(args["member"])] = int(args["parts"]).bit_count()
+        case "AccusationFailed":
+            here.false_accusers.append(name(args["accuser"]))
         case "LeaderReplaced":
             reason = REASONS.get(int(args["reason"]), str(args["reason"]))
             here.replaced.append({"leader": name(args["replaced"]), "view": int(args["view"]) - 1, "reason": reason})
             here.leader, here.view = name(args["leader"]), int(args["view"])
-            here.checkpoint, here.attestations = "", []
+            here.checkpoint, here.attestations, here.verified = "", [], {}
         case "Struck":
             here.struck.append(name(args["member"]))
         case "RoundRestarted":

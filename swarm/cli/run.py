@@ -186,6 +186,7 @@ def _row(one: RoundHistory) -> list[str]:
     trouble = [f"{was['leader']} {was['reason']} in view {was['view']}" for was in one.replaced]
     trouble += [f"{no['name']} refused {no['published'][:10]}" for no in one.refusals]
     trouble += [f"{member} struck" for member in one.struck]
+    trouble += [f"{member} accused falsely" for member in one.false_accusers]
     return [
         str(one.round),
         one.leader or "-",

@@ -24,7 +24,7 @@ from swarm.ledger.abi import Interface, interface
 from swarm.ledger.endpoint import Call, Endpoint
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from swarm.merkle import digest_of
-from swarm.rounds import Phase, RoundState, RunState, Submission
+from swarm.rounds import EVERY_PART, Phase, RoundState, RunState, Submission
 
 METRICS_MAX_BYTES = 512
 """The contract's bound on what a submission says of its training."""
@@ -267,7 +267,7 @@ class Contracts:
         """The current round; RejectedError if there is no such run."""
         (
             state, round, phase, view, leader, base, seed, opened, deadline, expected, submissions, published, attested,
-            refused, missing,
+            refused, missing, verifiers, verified,
         ) = await self._ask_runs("round_state", run)  # fmt: skip
         if base == ZERO_DIGEST:
             raise RejectedError(f"there is no run {run}")
@@ -277,7 +277,7 @@ class Contracts:
             seed=seed, opened_s=opened / ticks, deadline_s=deadline / ticks, expected=tuple(expected),
             submissions=tuple(Submission(*submission) for submission in submissions),
             published=published if published != ZERO_DIGEST else None, attested=frozenset(attested),
-            refused=frozenset(refused), missing=frozenset(missing),
+            refused=frozenset(refused), missing=frozenset(missing), verifiers=verifiers, verified=tuple(verified),
         )  # fmt: skip
 
     async def closed_round(self, run: int, round: int) -> ClosedRound | None:
@@ -437,9 +437,12 @@ class Contracts:
         """Publish this leader's merge."""
         return self._to_runs(f"publish in round {round} of run {run}", "publish", run, round, view, checkpoint)
 
-    def attest(self, run: int, round: int, view: int, checkpoint: Digest) -> Call:
-        """Say that this node's merge gave the same."""
-        return self._to_runs(f"attest round {round} of run {run}", "attest", run, round, view, checkpoint)
+    def attest(self, run: int, round: int, view: int, checkpoint: Digest, parts: int = EVERY_PART) -> Call:
+        """Say that this node merged these parts of the checkpoint too, and found the same."""
+        what, arguments = f"attest round {round} of run {run}", (run, round, view, checkpoint)
+        if parts == EVERY_PART:
+            return self._to_runs(what, "attest", *arguments)
+        return self._to_runs(what, "attestParts", *arguments, parts)
 
     def refuse(self, run: int, round: int, view: int, found: Digest, evidence: Digest) -> Call:
         """Say that this node's merge gave something else; `evidence` is an object that shows where."""

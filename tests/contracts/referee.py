@@ -28,6 +28,14 @@ def hold(holds: bool, rule: str) -> None:
         raise Foul(rule)
 
 
+EVERY_PART = 2**256 - 1
+
+
+def faults(count: int) -> int:
+    """The greatest whole number that is below a third of `count`."""
+    return ceil(Fraction(count, 3)) - 1
+
+
 def two_thirds(count: int) -> int:
     """The least whole number that is at least two thirds of `count`."""
     return ceil(Fraction(2, 3) * count)
@@ -44,6 +52,9 @@ class Referee:
         self.joined: set[Address] = set()
         self.leads: set[Address] = set()
         self.suspended: set[Address] = set()
+        self.discredited: set[Address] = set()
+        self.consents = len(members)
+        self.failed: set[Address] = set()
         self.round, self.base, self.seed = 0, GENESIS, state.seed
         self.phase, self.view, self.first_view = Phase.SUBMIT, 0, 0
         self.leader: Address = b""
@@ -65,6 +76,34 @@ class Referee:
         self.published: Digest = bytes(32)
         self.attested: set[Address] = set()
         self.refused: set[Address] = set()
+        self.verified: dict[Address, int] = {}
+
+    @property
+    def borne(self) -> int:
+        """The liars that the members who consent bear."""
+        return faults(max(self.consents, len(self.submitted)))
+
+    @property
+    def verifiers(self) -> int:
+        """How many members besides the leader verify each part."""
+        k = len(self.voters)
+        return min(max(faults(k) + 1, self.borne), k - 1)
+
+    @property
+    def refusals(self) -> int:
+        """How many refusals replace a leader: a quorum is out of reach, and more than may lie refuse."""
+        k = len(self.voters)
+        return max(k - two_thirds(k) + 1, min(faults(max(self.consents, k)) + 1, k - 1))
+
+    def heard(self) -> int:
+        """The refusals that count."""
+        return len(self.refused - self.discredited)
+
+    def covered(self) -> bool:
+        """Whether enough members besides the leader verified every part."""
+        words = [self.verified.get(member, EVERY_PART) for member in self.attested - {self.leader}]
+        words += [parts for member, parts in self.verified.items() if member not in self.attested]
+        return all(sum(word >> part & 1 for word in words) >= self.verifiers for part in range(256))
 
     @property
     def voters(self) -> set[Address]:
@@ -125,8 +164,12 @@ class Referee:
             hold(self.view - self.first_view < 2 * k, "a round restarts when every leader had two turns")
         if self.phase == Phase.ATTEST:
             hold(state.published == self.published, "published")
-            hold(len(self.attested) < two_thirds(k), "a quorum closes the round at once")
-            hold(len(self.refused) <= k - two_thirds(k), "enough refusals replace the leader at once")
+            quorum = len(self.attested) >= two_thirds(k)
+            hold(not (quorum and self.covered()), "a quorum that verified every part closes the round at once")
+            hold(self.heard() < self.refusals, "enough refusals replace the leader at once")
+            told = {m: self.verified[m] for m in self.verified if m in self.attested}
+            hold(dict(state.verified) == told, "the parts that were verified")
+            hold(state.verifiers == self.verifiers, "the number of verifiers")
 
 
 def _joined(book: Referee, args: Args) -> None:
@@ -138,7 +181,12 @@ def _joined(book: Referee, args: Args) -> None:
     (book.leads.add if args["leads"] else book.leads.discard)(args["member"])
 
 
+def _approved(book: Referee, args: Args) -> None:
+    book.consents += 1
+
+
 def _withdrawn(book: Referee, args: Args) -> None:
+    book.consents -= 1
     book.joined.discard(args["member"])
     book.awaited.discard(args["member"])
     book.leads.discard(args["member"])
@@ -181,9 +229,9 @@ def _missing_reported(book: Referee, args: Args) -> None:
 
 
 def _struck(book: Referee, args: Args) -> None:
-    count = sum(member == args["member"] for _, member in book.reports)
+    count = sum(member == args["member"] and who not in book.discredited for who, member in book.reports)
     k = len(book.submitted)
-    hold(count >= min(max(2, (k - 1) // 3 + 1), k - 1), "more than may be faulty strike")
+    hold(count >= min(max(2, book.borne + 1), k - 1), "more than may be faulty strike")
     book.struck.add(args["member"])
 
 
@@ -199,11 +247,21 @@ def _verdict(book: Referee, args: Args) -> None:
     hold(book.phase == Phase.ATTEST, "a verdict follows a publication")
     hold((args["round"], args["view"]) == (book.round, book.view), "a verdict is of this view")
     hold(args["member"] == book.sender and book.sender in book.voters & book.members, "submitters judge")
-    hold(book.sender not in book.attested | book.refused, "a member judges a view once")
+    hold(book.sender not in book.refused, "who refused says no more")
+
+
+def _verified(book: Referee, args: Args) -> None:
+    _verdict(book, args)
+    before = book.verified.get(book.sender, 0)
+    hold(before == 0 or book.sender in book.attested, "who adds parts attested before")
+    hold(before or book.sender not in book.attested, "who verified all adds nothing")
+    hold(args["parts"] & before == before and args["parts"] != before, "verified parts only grow")
+    book.verified[book.sender] = args["parts"]
 
 
 def _attested(book: Referee, args: Args) -> None:
     _verdict(book, args)
+    hold(book.sender not in book.attested, "a member attests a view once")
     hold(args["checkpoint"] == book.published, "what is attested was published")
     book.attested.add(book.sender)
 
@@ -211,9 +269,17 @@ def _attested(book: Referee, args: Args) -> None:
 def _refused(book: Referee, args: Args) -> None:
     _verdict(book, args)
     hold(args["found"] != args["published"] == book.published, "what is refused was published")
+    hold(book.sender not in book.attested or book.sender in book.verified, "who verified all and attested stays")
+    book.attested.discard(book.sender)
     book.refused.add(book.sender)
-    if len(book.refused) > len(book.voters) - two_thirds(len(book.voters)):
+    if book.heard() >= book.refusals:
         book.suspended.add(book.leader)
+
+
+def _accusation_failed(book: Referee, args: Args) -> None:
+    hold(args["accuser"] in book.refused, "only who refused is an accuser")
+    hold((args["round"], args["view"]) == (book.round, book.view), "an accusation fails in its view")
+    book.failed.add(args["accuser"])
 
 
 def _leader_replaced(book: Referee, args: Args) -> None:
@@ -226,11 +292,10 @@ def _leader_replaced(book: Referee, args: Args) -> None:
 
 def _check_reason(book: Referee, reason: int) -> None:
     late = book.now_ms >= book.deadline_ms
-    k = len(book.voters)
     holds = {
         1: book.phase == Phase.MERGE and late,
         2: book.phase == Phase.ATTEST and late,
-        3: book.phase == Phase.ATTEST and len(book.refused) > k - two_thirds(k),
+        3: book.phase == Phase.ATTEST and book.heard() >= book.refusals,
         4: book.phase == Phase.MERGE and bool(book.struck),
     }
     hold(holds[reason], f"a leader is replaced for reason {reason} only with that reason")
@@ -250,6 +315,11 @@ def _round_closed(book: Referee, args: Args) -> None:
     hold(book.phase == Phase.ATTEST and args["view"] == book.view, "a round closes in a view that published")
     hold(book.attested <= book.voters, "submitters close a round")
     hold(len(book.attested) * 3 >= 2 * k, "no round closes without a quorum")
+    hold(book.covered(), "no round closes with a part that too few verified")
+    hold(book.failed == book.refused, "who refused in vain is named")
+    book.suspended |= book.refused
+    book.discredited |= book.refused
+    book.failed = set()
     hold(args["attestations"] == len(book.attested), "attestations are counted right")
     hold(args["checkpoint"] == book.published and args["leader"] == book.leader, "what closes was published")
     book.base, book.seed = book.published, keccak256(book.seed + book.published)
@@ -271,6 +341,7 @@ def _removed(book: Referee, args: Args) -> None:
 
 
 BOOKS: dict[str, Callable[[Referee, Args], None]] = {
+    "RunApproved": _approved,
     "Joined": _joined,
     "Withdrawn": _withdrawn,
     "Submitted": _submitted,
@@ -280,6 +351,8 @@ BOOKS: dict[str, Callable[[Referee, Args], None]] = {
     "Published": _published,
     "Attested": _attested,
     "Refused": _refused,
+    "Verified": _verified,
+    "AccusationFailed": _accusation_failed,
     "LeaderReplaced": _leader_replaced,
     "RoundRestarted": _round_restarted,
     "RoundClosed": _round_closed,

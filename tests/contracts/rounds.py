@@ -18,7 +18,7 @@ GENESIS = keccak256(b"genesis")
 
 FIELDS = (
     "state", "round", "phase", "view", "leader", "base", "seed", "opened", "deadline", "expected", "submissions",
-    "published", "attested", "refused", "missing",
+    "published", "attested", "refused", "missing", "verifiers", "verified",
 )  # fmt: skip
 
 
@@ -45,6 +45,8 @@ class RoundView:
     attested: tuple[Address, ...]
     refused: tuple[Address, ...]
     missing: tuple[tuple[Address, Address], ...]
+    verifiers: int
+    verified: tuple[tuple[Address, int], ...]
 
     def __init__(self, answer: Sequence[Any]) -> None:
         for name, value in zip(FIELDS, answer, strict=True):

@@ -522,3 +522,128 @@ def test_a_removed_member_cannot_act_in_a_round() -> None:
     ):
         with pytest.raises(RejectedError, match="only a member may do this"):
             rounds.send(node(gone), *call)
+
+
+# --- parts
+
+HALVES = 2**128 - 1, 2**256 - 2**128
+
+
+def attest_parts(rounds: Rounds, member: bytes, parts: int) -> list[str]:
+    state = rounds.state()
+    arguments = 1, state.round, state.view, state.published, parts
+    return names(rounds.send(member, "attestParts", *arguments))
+
+
+def test_a_quorum_closes_a_round_once_enough_verified_every_part() -> None:
+    rounds = merging(7)
+    state = rounds.state()
+    others = [m for m in state.submitters if m != state.leader]
+    rounds.publish()
+    assert rounds.state().verifiers == 3
+    for index, member in enumerate(others):
+        assert attest_parts(rounds, member, HALVES[index % 2])[:2] == ["Verified", "Attested"]
+        assert rounds.state().round == (0 if index < 5 else 1)
+    assert rounds.chain.ask(RUNS, "closedRound", 1, 0)[4] == 7
+
+
+def test_parts_are_added_and_count_once_a_member() -> None:
+    rounds = merging(7)
+    state = rounds.state()
+    others = [m for m in state.submitters if m != state.leader]
+    rounds.publish()
+    for member in others:
+        attest_parts(rounds, member, HALVES[0])
+    assert rounds.state().round == 0, "a quorum attested, and nobody verified the other half"
+    with pytest.raises(RejectedError, match="this member attests no further part"):
+        attest_parts(rounds, others[0], HALVES[0])
+    assert attest_parts(rounds, others[0], HALVES[1]) == ["Verified"]
+    assert dict(rounds.state().verified)[others[0]] == 2**256 - 1
+    attest_parts(rounds, others[1], HALVES[1] - 2**200)
+    assert attest_parts(rounds, others[2], 2**256 - 1) == ["Verified"]
+    assert rounds.state().round == 0, "part 200 has two verifiers"
+    assert attest_parts(rounds, others[3], 2**200) == ["Verified", "RoundClosed"]
+
+
+def test_who_verified_some_parts_may_learn_that_another_one_is_wrong() -> None:
+    rounds = merging(7)
+    liar = rounds.state().leader
+    others = [m for m in rounds.state().submitters if m != liar]
+    rounds.publish(digest("lie"))
+    for member in others[:3]:
+        attest_parts(rounds, member, HALVES[0])
+    rounds.refuse(others[0], others[3])
+    assert set(rounds.state().attested) == {liar, *others[1:3]}
+    with pytest.raises(RejectedError, match="this member has already refused"):
+        attest_parts(rounds, others[0], HALVES[1])
+    assert names(rounds.refuse(others[1])) == ["Refused", "LeaderReplaced"]
+    state = rounds.state()
+    assert (state.verified, rounds.chain.ask(RUNS, "suspended", 1, liar)) == ((), True)
+    rounds.publish()
+    attest_parts(rounds, next(m for m in others if m != rounds.state().leader), HALVES[0])
+    assert len(rounds.state().verified) == 1
+
+
+def test_in_a_small_round_more_have_to_verify_than_may_lie_besides_the_leader() -> None:
+    rounds = merging(10, submissions_min=5)
+    rounds.close()
+    rounds.submit(0, 1, 2, 3, 4)
+    rounds.pass_deadline()
+    rounds.advance()
+    rounds.publish()
+    assert rounds.state().verifiers == 3
+
+
+def test_in_a_small_round_the_liars_that_the_members_bear_neither_strike_nor_suspend() -> None:
+    rounds = merging(7)
+    rounds.close()
+    rounds.submit(0, 1, 2, 3)
+    rounds.pass_deadline()
+    rounds.advance()
+    leader = rounds.state().leader
+    victim, *liars = [i for i in range(4) if node(i) != leader]
+    assert report(rounds, victim, *liars) == ["MissingReported"]
+    rounds.publish()
+    assert names(rounds.refuse(*[node(i) for i in liars])) == ["Refused"]
+    assert rounds.state().leader == leader
+    rounds.pass_deadline()
+    rounds.advance()
+    assert not rounds.chain.ask(RUNS, "suspended", 1, leader)
+
+
+def test_an_accusation_that_failed_falls_back_on_the_accuser() -> None:
+    rounds = merging(7, rounds=9)
+    leader = rounds.state().leader
+    others = [m for m in rounds.state().submitters if m != leader]
+    accusers = others[:2]
+    rounds.publish()
+    rounds.refuse(*accusers)
+    rounds.attest(*others[2:5])
+    events = rounds.send(others[5], "attest", 1, 0, 0, rounds.state().published)
+    assert names(events) == ["Attested", "AccusationFailed", "AccusationFailed", "RoundClosed"]
+    for accuser, event in zip(sorted(accusers, key=others.index), events[1:3], strict=True):
+        assert event[1] == {"run": 1, "round": 0, "view": 0, "accuser": accuser}
+        assert rounds.chain.ask(RUNS, "suspended", 1, accuser)
+    # From now on their word moves nothing: two of them and two more are not three.
+    rounds.submit(*range(7))
+    leader = rounds.state().leader
+    assert leader not in accusers
+    target = next(i for i in range(7) if node(i) not in (leader, *accusers))
+    honest = [i for i in range(7) if node(i) not in (leader, *accusers) and i != target]
+    index = {node(i): i for i in range(7)}
+    assert report(rounds, target, *(index[m] for m in accusers), *honest[:2]) == ["MissingReported"]
+    rounds.publish(digest("lie"))
+    assert names(rounds.refuse(*accusers, *(node(i) for i in honest[:2]))) == ["Refused"]
+    assert names(rounds.refuse(node(honest[2]))) == ["Refused", "LeaderReplaced"]
+
+
+def test_a_refusal_in_a_view_that_did_not_close_is_held_against_nobody() -> None:
+    rounds = merging(7)
+    leader = rounds.state().leader
+    accuser = next(m for m in rounds.state().submitters if m != leader)
+    rounds.publish(digest("lie"))
+    rounds.refuse(accuser)
+    rounds.pass_deadline()
+    rounds.advance()
+    rounds.close()
+    assert not rounds.chain.ask(RUNS, "suspended", 1, accuser)
