@@ -46,6 +46,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "base58": ("swarm/identity.py", "swarm/net"),
     "aiohttp": ("swarm/ledger",),  # what web3's HTTP provider raises
     "web3": ("swarm/ledger", "swarm/node", "swarm/cli"),
+    "starlette": ("swarm/ledger/web.py",),
+    "uvicorn": ("swarm/ledger/web_server.py",),
+    "h11": ("swarm/ledger/web_server.py",),
+    "websockets": ("swarm/ledger/web_server.py",),
     "numpy": ("swarm/merge", "swarm/learn"),
     "cryptography": ("swarm/merge", "swarm/net"),
     "libp2p": ("swarm/net",),

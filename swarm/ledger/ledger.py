@@ -111,6 +111,8 @@ class Ledger:
             self._deciders = self._read_validators(self._history.block(row.number - 1).header)
             self._check_found(row)
         self._pool = Pool(self._nonce)
+        self.on_waiting: Callable[[Digest], None] = lambda digest: None
+        """Told of every transaction that comes to wait here."""
 
     @classmethod
     def open(
@@ -211,6 +213,7 @@ class Ledger:
         # The nonce is the pool's to judge: it may be ahead of the account's.
         check_fits(transaction, transaction.nonce, account.balance, account.code_hash)
         self._pool.add(transaction)
+        self.on_waiting(digest)
         return digest
 
     def pending(self) -> bool:
