@@ -96,6 +96,21 @@ class Interface:
         except (EncodingError, OverflowError, TypeError) as error:
             raise ValueError(f"{self.name}.{function} does not take {arguments!r}: {error}") from error
 
+    def calls(self, function: str, data: bytes) -> bool:
+        """Whether the data of a call is for this function."""
+        return data[:4] == self._functions[function].selector
+
+    def arguments(self, function: str, data: bytes) -> tuple[Any, ...]:
+        """What a call of this function was given; addresses as 20 bytes, structs as tuples.
+
+        Raises:
+            ValueError: not the data of such a call.
+        """
+        try:
+            return tuple(abi.decode(self._functions[function].inputs, data[4:]))
+        except (DecodingError, OverflowError) as error:
+            raise ValueError(f"{len(data)} bytes are no call of {self.name}.{function}: {error}") from error
+
     def result(self, function: str, data: bytes) -> Any:
         """What a call answered: the value, or a tuple of them; addresses as 20 bytes, structs as tuples.
 

@@ -40,7 +40,11 @@ CREATE TABLE IF NOT EXISTS blocks (
 CREATE TABLE IF NOT EXISTS transactions (
     hash BLOB PRIMARY KEY, number INTEGER NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
 """
-_VOTES = "CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL, checksum BLOB NOT NULL);"
+_VOTES = """
+CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS recoveries (
+    id INTEGER PRIMARY KEY, height INTEGER NOT NULL, manifest BLOB NOT NULL, checksum BLOB NOT NULL, vote BLOB);
+"""
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,27 @@ class Database:
             if row is not None and (not isinstance(row[0], bytes) or row[1] != sha256(row[0])):
                 raise sqlite3.DatabaseError(f"the vote at height {height} has not the bytes that were written")
         return None if row is None else row[0]
+
+    def begin_recovery(self, height: int, manifest: bytes) -> None:
+        """Keep a manifest that replaces who votes at a height; what this validator said there before is put aside, so
+        that it neither binds the new vote nor is lost as evidence. On the disk's plate when this returns."""
+        with self._translated(votes=True), self._votes:
+            self._votes.execute("BEGIN IMMEDIATE")
+            self._votes.execute(
+                "INSERT INTO recoveries (height, manifest, checksum, vote) "
+                "VALUES (?, ?, ?, (SELECT record FROM votes WHERE height = ?))",
+                (height, manifest, sha256(manifest), height),
+            )
+            self._votes.execute("DELETE FROM votes WHERE height = ?", (height,))
+
+    def recoveries(self) -> dict[int, bytes]:
+        """The last manifest for each height that has one."""
+        with self._translated(votes=True):
+            rows = self._votes.execute("SELECT height, manifest, checksum FROM recoveries ORDER BY id").fetchall()
+            for height, manifest, checksum in rows:
+                if not isinstance(manifest, bytes) or checksum != sha256(manifest):
+                    raise sqlite3.DatabaseError(f"the manifest for height {height} has not the bytes that were written")
+        return {height: manifest for height, manifest, _ in rows}
 
     # --- errors
 

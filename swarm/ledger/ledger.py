@@ -32,6 +32,7 @@ from swarm.ledger.evm import CALL_GAS, TRANSACTION_GAS_MIN, Evm, Execution, Outc
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.history import Block, History, LogEntry, Recent
 from swarm.ledger.pool import Pool
+from swarm.ledger.recovery import Electorate, Recovery, is_recovery
 from swarm.ledger.state import Account
 
 CLOCK_AHEAD_MS = 15_000
@@ -106,10 +107,13 @@ class Ledger:
             self._header = self._history.decoded(row).header
             self._certificate = row.certificate
         self._validators = self._read_validators(self._header)
-        self._deciders = self._validators
+        self._deciders = Electorate(self._validators, self.chain_id)
         if row is not None and row.number:
-            self._deciders = self._read_validators(self._history.block(row.number - 1).header)
+            block = self._history.block(row.number)
+            self._deciders = self._deciders_of(block.raws, self._history.block(row.number - 1).header)
             self._check_found(row)
+        self._imported = {height: Recovery.decode(manifest) for height, manifest in database.recoveries().items()}
+        self._recovery = self._recovery_due()
         self._pool = Pool(self._nonce)
         self.on_waiting: Callable[[Digest], None] = lambda digest: None
         """Told of every transaction that comes to wait here."""
@@ -164,11 +168,27 @@ class Ledger:
 
     def validators(self) -> tuple[Address, ...]:
         """Who decides the next block, sorted by address."""
-        return self._validators
+        return self._electorate.validators
+
+    @property
+    def vote_chain(self) -> int:
+        """What votes for the next block name as their chain: a recovery's votes count nowhere else."""
+        return self._electorate.vote_chain
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """The recovery that was imported here and that the next block has to record."""
+        return self._recovery
+
+    @property
+    def _electorate(self) -> Electorate:
+        if self._recovery is not None:
+            return self._recovery.electorate
+        return Electorate(self._validators, self.chain_id)
 
     def proposers(self) -> tuple[Address, ...]:
         """The same in the order in which they may propose the next block: view v is the turn of number v modulo n."""
-        order, last = self._validators, self._header.coinbase
+        order, last = self.validators(), self._header.coinbase
         if self._header.number == 0:
             return order
         rotate = (self._header.number + 1) % ROTATE_EVERY == 0
@@ -205,6 +225,8 @@ class Ledger:
             return digest
         transaction = self._read_transaction(raw)
         self._check_target(transaction)
+        if is_recovery(transaction):
+            raise RejectedError("a recovery is imported at each node: `swarm recover import`")
         if not self._is_admitted(transaction.sender):
             raise RejectedError("the sender is neither a member nor a member's operator")
         account = self._evm.at(self._header.state_root).account(transaction.sender)
@@ -218,7 +240,7 @@ class Ledger:
 
     def pending(self) -> bool:
         """Whether a block could be made now."""
-        return self._pool.pending()
+        return self._recovery is not None or self._pool.pending()
 
     def pending_transactions(self) -> list[bytes]:
         """The raw transactions that wait, in the order of arrival."""
@@ -260,8 +282,8 @@ class Ledger:
         Args:
             coinbase: the proposer: this node's address.
         """
-        transactions: list[Transaction] = []
-        size_bytes = 0
+        transactions = [self._read_transaction(self._recovery.transaction())] if self._recovery is not None else []
+        size_bytes = sum(len(transaction.raw) for transaction in transactions)
         for transaction in self._pool.executable():
             size_bytes += len(transaction.raw) + 9
             if size_bytes > BLOCK_MAX_BYTES // 2 or len(transactions) == BUILD_TRANSACTIONS_MAX:
@@ -286,6 +308,9 @@ class Ledger:
         """Whether the payload is a good next block: this node executed it and came to the same bytes."""
         try:
             execution = self._verified(payload)
+            raws = [transaction.raw for transaction in execution.transactions]
+            if self._deciders_of(raws, self._header) != self._electorate:
+                return False  # others decide a block like this
         except PeerError:
             return False
         return execution.header.timestamp_ms <= now_ms + CLOCK_AHEAD_MS
@@ -297,9 +322,9 @@ class Ledger:
             PeerError: it is not the next block, breaks a rule, or is not certified by a quorum.
             StorageError: the disk would not take it; the ledger is as before.
         """
-        header, _, _, parent_certificate = _read_payload(payload)
-        self._check_next(header)
-        self._check_certificate(certificate, header, self._validators)
+        header, raws, _, parent_certificate = _read_payload(payload)
+        deciders = self._check_next(header, raws)
+        self._check_certificate(certificate, header, deciders)
         execution = self._verified(payload)
         sealed = certificate.encode()
         self._database.append(
@@ -309,13 +334,13 @@ class Ledger:
             parent_certificate=parent_certificate,
         )
         self._evm.advance(self._header.state_root, execution.changes)
-        self._header, self._certificate, self._deciders = header, sealed, self._validators
-        raws = tuple(transaction.raw for transaction in execution.transactions)
+        self._header, self._certificate, self._deciders = header, sealed, deciders
         self._history.remember(Block(header, raws, execution.receipts, len(execution.block)))
         self._touched_members = any(address == CONSORTIUM for address, _ in execution.changes.slots)
         if self._touched_members:
             self._admitted.clear()
             self._validators = self._read_validators(header)
+        self._recovery = self._recovery_due()
         self._pool.forget_used(self._is_admitted if self._touched_members else None)
         return self.head
 
@@ -338,7 +363,7 @@ class Ledger:
             PeerError: it breaks a rule; says which.
         """
         header, raws, block, parent_certificate = _read_payload(payload)
-        self._check_next(header)
+        self._check_next(header, raws)
         self._check_parent_certificate(parent_certificate, header)
         execution = self._executions.blocks.get(header.hash)
         if execution is None:
@@ -352,7 +377,8 @@ class Ledger:
         self._executions.blocks.put(header.hash, execution)
         return execution
 
-    def _check_next(self, header: Header) -> None:
+    def _check_next(self, header: Header, raws: Sequence[bytes]) -> Electorate:
+        """Who decides this block, which follows the head."""
         parent = self._header
         if header.number != parent.number + 1 or header.parent_hash != parent.hash:
             raise PeerError(
@@ -361,8 +387,10 @@ class Ledger:
             )
         if header.timestamp_ms <= parent.timestamp_ms:
             raise PeerError(f"block {header.number} has time {header.timestamp_ms}, its parent {parent.timestamp_ms}")
-        if header.coinbase not in self._validators:
+        deciders = self._deciders_of(raws, parent)
+        if header.coinbase not in deciders.validators:
             raise PeerError(f"block {header.number} is proposed by {short(header.coinbase)}, which is no validator")
+        return deciders
 
     def _execute(self, header: Header, raws: Sequence[bytes]) -> Execution:
         if not raws:
@@ -371,17 +399,22 @@ class Ledger:
             raise PeerError(f"block {header.number} has {len(raws)} transactions, more than its gas can pay")
         try:
             transactions = [self._read_transaction(raw) for raw in raws]
-            for transaction in transactions:
+            for position, transaction in enumerate(transactions):
                 self._check_target(transaction)
-            return self._evm.execute(
+                if position and is_recovery(transaction):
+                    raise RejectedError("a recovery is the first transaction of its block")
+            execution = self._evm.execute(
                 self._header,
                 transactions,
                 timestamp_ms=header.timestamp_ms,
                 coinbase=header.coinbase,
                 parent_beacon_block_root=header.parent_beacon_block_root,
             )
+            if is_recovery(transactions[0]) and not execution.receipts[0].succeeded:
+                raise RejectedError("the contract refuses the recovery")
         except RejectedError as error:
             raise PeerError(f"block {header.number} has a transaction that no block can have: {error}") from error
+        return execution
 
     def _check_parent_certificate(self, data: bytes, header: Header) -> None:
         if keccak256(data) != header.parent_beacon_block_root:
@@ -396,19 +429,79 @@ class Ledger:
                 raise PeerError("the parent's certificate is not in canonical form")
             self._check_certificate(certificate, self._header, self._deciders)
 
-    def _check_certificate(self, certificate: Certificate, header: Header, validators: Sequence[Address]) -> None:
+    def _check_certificate(self, certificate: Certificate, header: Header, deciders: Electorate) -> None:
         key = (header.hash, certificate.encode())
         if self._executions.certificates.get(key):
             return
         check_certificate(
             certificate,
-            chain_id=self.chain_id,
+            chain_id=deciders.vote_chain,
             height=header.number,
             digest=header.hash,
-            validators=validators,
+            validators=deciders.validators,
             recover=self._recover,
         )
         self._executions.certificates.put(key, True)
+
+    # --- recovery
+
+    def begin_recovery(self, recovery: Recovery) -> None:
+        """From now on the next block is decided by the manifest's validators, after a restart too.
+
+        Raises:
+            RejectedError: a later block is decided here, another or a newer manifest counts, or it is not signed by
+                two thirds of the operators; says which.
+        """
+        self._check_recovery(recovery, self._header)
+        earlier = self._recovery
+        if earlier is not None and earlier.manifest == recovery.manifest:
+            return
+        if earlier is not None and earlier.manifest.created_ms >= recovery.manifest.created_ms:
+            raise RejectedError(
+                "another manifest that is as new or newer was imported here for this height; the newest one counts"
+            )
+        self._database.begin_recovery(self._header.number + 1, recovery.encode().encode())
+        self._imported[self._header.number + 1] = self._recovery = recovery
+
+    def _recovery_due(self) -> Recovery | None:
+        """The recovery that was imported for the next height and fits the head."""
+        found = self._imported.get(self._header.number + 1)
+        if found is None or found.manifest.head != self._header.hash:
+            return None
+        self._check_recovery(found, self._header)
+        return found
+
+    def _check_recovery(self, recovery: Recovery, parent: Header) -> None:
+        entries = self._ask(parent, "roster")
+        assert isinstance(entries, (list, tuple))
+        recovery.check(
+            chain_id=self.chain_id,
+            genesis=self.genesis_hash,
+            height=parent.number,
+            head=parent.hash,
+            operators={record[0]: member for member, record in entries},
+            recover=self._recover,
+        )
+
+    def _deciders_of(self, raws: Sequence[bytes], parent: Header) -> Electorate:
+        """Who decides the block after `parent` with these transactions: the validators, unless the first is a recovery.
+
+        Raises:
+            PeerError: a recovery that breaks a rule; says which.
+        """
+        try:
+            first = self._read_transaction(raws[0]) if raws else None
+        except RejectedError:
+            first = None  # whoever executes the block says what is wrong with it
+        if first is not None and is_recovery(first):
+            try:
+                recovery = Recovery.of(first, self.chain_id)
+                self._check_recovery(recovery, parent)
+            except RejectedError as error:
+                raise PeerError(f"block {parent.number + 1} begins with a false recovery: {error}") from error
+            return recovery.electorate
+        validators = self._validators if parent is self._header else self._read_validators(parent)
+        return Electorate(validators, self.chain_id)
 
     # --- votes
 
