@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -24,25 +25,54 @@ from swarm.errors import RejectedError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import reason
 
+logger = logging.getLogger(__name__)
+
 TRANSACTION_GAS = 20_000_000
-"""What a transaction may burn. Gas is free; the contracts' calls use less than a hundredth of it."""
+"""What a transaction may burn where gas is free; the contracts' calls use less than a hundredth of it."""
+FOREIGN_GAS_MAX = 1 << 24
+"""What a transaction may ask for elsewhere (EIP-7825, since Osaka)."""
+TIMED_GAS = 1_000_000
+"""For a call whose answer depends on the time of its block, where an estimate at the last one's refuses."""
 POLL_MIN_S = 0.01
 POLL_MAX_S = 1.0
+RESEND_S = 3.0
+"""How often a transaction that no block took is looked for, and sent again where the node has forgotten it."""
+REPRICE_S = 20.0
+"""After so long without a block the fee is raised to the market's, and by an eighth at least: nodes ask a tenth."""
 _NONCE_TRIES = 4
 # What web3's providers raise where a node is away, slow, or no JSON-RPC speaks at its address.
 _NO_ANSWER = (OSError, TimeoutError, aiohttp.ClientError, Web3Exception, json.JSONDecodeError, UnicodeDecodeError)
 # Transactions whose fate this node has not seen. An identity has a few; more are forgotten, oldest first.
 _UNSETTLED_MAX = 1024
+# How nodes say that they have a transaction already: geth, Besu, anvil, and this project's ledger.
+_KNOWN = ("already known", "known transaction", "already imported", "is known")
 
 
 @dataclass(frozen=True)
 class Call:
     """A transaction that nobody has signed yet."""
 
-    to: Address
+    to: Address | None
+    """None: it creates a contract."""
     data: bytes
     what: str
     """For people: what it does, `submit to round 3 of run 1`."""
+    timed: bool = False
+    """What becomes of it depends on the time of the block that takes it."""
+
+
+@dataclass(frozen=True)
+class Fee:
+    """What a transaction offers for a unit of gas, in wei."""
+
+    most: int
+    tip: int | None
+    """Of it to the block's proposer (EIP-1559); None: the plain price of networks without a fee market."""
+
+    def raised(self, market: Fee) -> Fee:
+        """The market's, and so much more than this one that nodes take it in this one's place."""
+        tip = market.tip if self.tip is None or market.tip is None else max(market.tip, self.tip + self.tip // 8 + 1)
+        return Fee(max(market.most, self.most + self.most // 8 + 1), tip)
 
 
 @dataclass(frozen=True)
@@ -51,20 +81,37 @@ class _Sent:
     hash: Digest
 
 
+@dataclass
+class _Flight:
+    """A call on its way: transactions with one nonce, of which a chain takes one at most."""
+
+    nonce: int
+    gas: int
+    fee: Fee
+    priced_s: float
+    """When, by the loop's clock."""
+    sent: list[_Sent] = field(default_factory=list)
+
+
 class Endpoint:
     """A node's JSON-RPC, over whatever provider `web3` has.
 
     Args:
         on_block: returns when the ledger has another block than when it was called. Where it is absent, receipts
             are polled for.
+        free: gas costs nothing, as on the embedded ledger. Elsewhere gas is estimated, the network's fee is paid, and
+            a link that is lost on the way is waited for.
     """
 
-    def __init__(self, web3: AsyncWeb3[Any], *, on_block: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self, web3: AsyncWeb3[Any], *, on_block: Callable[[], Awaitable[None]] | None = None, free: bool = True
+    ) -> None:
         self._web3 = web3
         self._on_block = on_block
+        self._free = free
         self._chain_id: int | None = None
         self._locks: dict[Address, asyncio.Lock] = {}
-        self._unsettled: OrderedDict[tuple[Address, Address, bytes], _Sent] = OrderedDict()
+        self._flights: OrderedDict[tuple[Address, Address | None, bytes], _Flight] = OrderedDict()
 
     async def request(self, method: str, *params: object) -> Any:
         """The result of a JSON-RPC request.
@@ -94,11 +141,13 @@ class Endpoint:
             message["from"] = to_hex(sender)
         return from_hex(await self.request("eth_call", message, block))
 
+    # --- sending
+
     async def transact(self, identity: Identity, call: Call, *, timeout_s: float) -> Mapping[str, Any]:
         """The JSON-RPC receipt of a call that `identity` signs, once it is in a block.
 
         The same call again, while the first is still on its way, waits for the first: a sleeping ledger does not
-        fill with copies.
+        fill with copies, and a link that breaks while a call is sent does not make two of it.
 
         Raises:
             RejectedError: the ledger refused it, and why.
@@ -106,76 +155,203 @@ class Endpoint:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                sent = await self._send(identity, call)
-                receipt = await self._receipt(sent.hash)
+                flight = await self._take_off(identity, call)
+                receipt = await self._landed(identity, call, flight)
         except TimeoutError as error:
-            raise UnavailableError(
-                f"{call.what}: not in a block after {timeout_s:g} s; are enough validators up?"
-            ) from error
-        self._unsettled.pop((identity.address, call.to, call.data), None)
+            hint = "are enough validators up?" if self._free else "is the network busy, or its fee above the account's?"
+            raise UnavailableError(f"{call.what}: not in a block after {timeout_s:g} s; {hint}") from error
+        self._flights.pop((identity.address, call.to, call.data), None)
         if int(receipt["status"], 16) != 1:
             raise RejectedError(f"{call.what}: {await self._refusal(identity.address, call, receipt)}")
         return receipt
 
-    async def _send(self, identity: Identity, call: Call) -> _Sent:
+    async def _take_off(self, identity: Identity, call: Call) -> _Flight:
+        """The flight of this call: the one that is under way, or a new one."""
         key = (identity.address, call.to, call.data)
         # One after the other, or two would take the same nonce.
         async with self._locks.setdefault(identity.address, asyncio.Lock()):
-            earlier = self._unsettled.pop(key, None)
+            earlier = self._flights.get(key)
             if earlier is not None and await self._still_pending(earlier):
-                self._unsettled[key] = earlier
                 return earlier
-            if self._chain_id is None:
-                self._chain_id = int(await self.request("eth_chainId"), 16)
+            self._flights.pop(key, None)
             for tries in range(1, _NONCE_TRIES + 1):
-                nonce = int(await self.request("eth_getTransactionCount", to_hex(identity.address), "pending"), 16)
-                sent = _sign(identity, call, nonce, self._chain_id)
+                flight = await self._new_flight(identity, call)
+                # Noted before it is sent: if the link breaks now, nobody knows whether the node has it.
+                self._flights[key] = flight
+                if len(self._flights) > _UNSETTLED_MAX:
+                    self._flights.popitem(last=False)
                 try:
-                    await self.request("eth_sendRawTransaction", to_hex(sent.raw))
+                    await self._send(flight)
                 except RejectedError as error:
+                    self._flights.pop(key, None)
                     # Another process with the same key took the nonce meanwhile.
-                    if "nonce" in str(error) and tries < _NONCE_TRIES:
+                    if "nonce" in str(error).lower() and tries < _NONCE_TRIES:
                         continue
-                    raise RejectedError(f"{call.what}: {error}") from error
-                break
-            self._unsettled[key] = sent
-            if len(self._unsettled) > _UNSETTLED_MAX:
-                self._unsettled.popitem(last=False)
-            return sent
+                    raise RejectedError(f"{call.what}: {_in_words(error, identity)}") from error
+                except UnavailableError as error:
+                    if self._free:
+                        raise
+                    logger.info("%s: %s; it is sent again", call.what, error)
+                return flight
+        raise AssertionError("the last try returns or raises")
 
-    async def _still_pending(self, sent: _Sent) -> bool:
-        if await self.request("eth_getTransactionReceipt", to_hex(sent.hash)) is not None:
+    async def _new_flight(self, identity: Identity, call: Call) -> _Flight:
+        if self._chain_id is None:
+            self._chain_id = int(await self.request("eth_chainId"), 16)
+        gas, fee = await self._gas(identity, call), await self._fee()
+        nonce = int(await self.request("eth_getTransactionCount", to_hex(identity.address), "pending"), 16)
+        if not self._free:
+            nonce = await self._free_nonce(identity.address, nonce)
+        flight = _Flight(nonce, gas, fee, asyncio.get_running_loop().time())
+        self._sign(identity, call, flight)
+        return flight
+
+    async def _free_nonce(self, sender: Address, nonce: int) -> int:
+        """The first nonce from this one on that no flight has: a node may have forgotten what it was sent."""
+        flights = {flight.nonce: flight for (whose, _, _), flight in self._flights.items() if whose == sender}
+        while nonce in flights:
+            try:
+                await self._send(flights[nonce])
+            except RejectedError:
+                return nonce  # two transactions with one nonce do no harm: the chain takes one
+            nonce += 1
+        return nonce
+
+    def _sign(self, identity: Identity, call: Call, flight: _Flight) -> None:
+        assert self._chain_id is not None
+        terms: dict[str, object] = {
+            "chainId": self._chain_id,
+            "nonce": flight.nonce,
+            "gas": flight.gas,
+            "to": checksum(call.to) if call.to is not None else b"",
+            "value": 0,
+            "data": to_hex(call.data),
+        }
+        if flight.fee.tip is None:
+            terms["gasPrice"] = flight.fee.most
+        else:
+            terms |= {"type": 2, "maxFeePerGas": flight.fee.most, "maxPriorityFeePerGas": flight.fee.tip}
+        signed = Account.sign_transaction(terms, identity.secret)
+        flight.sent.append(_Sent(bytes(signed.raw_transaction), bytes(signed.hash)))
+
+    async def _send(self, flight: _Flight) -> None:
+        """RejectedError where the node does not take it; that it has it already is no error."""
+        try:
+            await self.request("eth_sendRawTransaction", to_hex(flight.sent[-1].raw))
+        except RejectedError as error:
+            if not any(words in str(error).lower() for words in _KNOWN):
+                raise
+
+    async def _gas(self, identity: Identity, call: Call) -> int:
+        """How much gas a call may burn; RejectedError where it would be refused now."""
+        if self._free:
+            return TRANSACTION_GAS
+        message = {"from": to_hex(identity.address), "data": to_hex(call.data)}
+        if call.to is not None:
+            message["to"] = to_hex(call.to)
+        try:
+            estimate = int(await self.request("eth_estimateGas", message), 16)
+        except RejectedError as error:
+            if call.timed:
+                return TIMED_GAS
+            raise RejectedError(f"{call.what}: {_in_words(error, identity)}") from error
+        # Others' calls in the same block may make it the one that closes a round.
+        return max(estimate, min(estimate + estimate // 4 + 400_000, FOREIGN_GAS_MAX))
+
+    async def _fee(self) -> Fee:
+        """What the network asks for gas now."""
+        if self._free:
+            return Fee(0, None)
+        price = int(await self.request("eth_gasPrice"), 16)
+        try:
+            base = int((await self.request("eth_feeHistory", "0x1", "latest", []))["baseFeePerGas"][-1], 16)
+            tip = int(await self.request("eth_maxPriorityFeePerGas"), 16)
+        except (RejectedError, LookupError, TypeError):
+            return Fee(price, None)
+        if price == 0 and base == 0:
+            return Fee(0, None)
+        # The base fee at most doubles in six full blocks.
+        return Fee(2 * base + tip, tip)
+
+    # --- on the way
+
+    async def _still_pending(self, flight: _Flight) -> bool:
+        if await self._receipt(flight) is not None:
             return False
         try:
             # The node may have forgotten it, if it restarted.
-            await self.request("eth_sendRawTransaction", to_hex(sent.raw))
+            await self._send(flight)
         except RejectedError as error:
-            return "known" in str(error)
+            # Another one with its nonce may still be taken back, where blocks can be.
+            return not self._free and "nonce" in str(error).lower()
         return True
 
-    async def _receipt(self, transaction: Digest) -> Mapping[str, Any]:
-        delay_s = POLL_MIN_S
+    async def _receipt(self, flight: _Flight) -> Mapping[str, Any] | None:
+        for sent in reversed(flight.sent):
+            found: Mapping[str, Any] | None = await self.request("eth_getTransactionReceipt", to_hex(sent.hash))
+            if found is not None:
+                return found
+        return None
+
+    async def _landed(self, identity: Identity, call: Call, flight: _Flight) -> Mapping[str, Any]:
+        """The receipt of the flight's transaction, however often the link breaks or the node forgets it."""
+        clock = asyncio.get_running_loop().time
+        delay_s, looked_s = POLL_MIN_S, clock()
         while True:
             # Armed before the question, so that a block between the question and the wait is not missed.
             block = asyncio.ensure_future(self._on_block()) if self._on_block is not None else None
             try:
                 await asyncio.sleep(0)
-                found: Mapping[str, Any] | None = await self.request("eth_getTransactionReceipt", to_hex(transaction))
+                found = await self._receipt(flight)
                 if found is not None:
                     return found
-                if block is None:
-                    await asyncio.sleep(delay_s)
-                    delay_s = min(1.5 * delay_s, POLL_MAX_S)
-                else:
+                if not self._free and clock() >= looked_s + RESEND_S:
+                    looked_s = clock()
+                    await self._look_after(identity, call, flight)
+            except UnavailableError as error:
+                if self._free:
+                    raise
+                logger.debug("%s: %s", call.what, error)
+            else:
+                if block is not None:
                     await asyncio.wait({block}, timeout=POLL_MAX_S)
+                    continue
             finally:
                 if block is not None:
                     block.cancel()
+            await asyncio.sleep(delay_s)
+            delay_s = min(1.5 * delay_s, POLL_MAX_S)
+
+    async def _look_after(self, identity: Identity, call: Call, flight: _Flight) -> None:
+        """Send again what the node forgot, offer more for what no block takes, sign anew what can never be taken."""
+        known = [await self.request("eth_getTransactionByHash", to_hex(sent.hash)) for sent in flight.sent]
+        if any(one is not None and one.get("blockNumber") is not None for one in known):
+            return  # in a block that does not count yet
+        async with self._locks.setdefault(identity.address, asyncio.Lock()):
+            spent = int(await self.request("eth_getTransactionCount", to_hex(identity.address), "latest"), 16)
+            clock = asyncio.get_running_loop().time
+            if spent > flight.nonce and await self._receipt(flight) is None:
+                logger.info("%s: another transaction has its nonce %d; signed anew", call.what, flight.nonce)
+                fresh = await self._new_flight(identity, call)
+                flight.nonce, flight.gas, flight.fee, flight.sent = fresh.nonce, fresh.gas, fresh.fee, fresh.sent
+                flight.priced_s = clock()
+            elif clock() >= flight.priced_s + REPRICE_S and flight.fee.most > 0:
+                flight.priced_s = clock()
+                market = await self._fee()
+                if market.most > flight.fee.most or (market.tip or 0) > (flight.fee.tip or 0):
+                    flight.fee = flight.fee.raised(market)
+                    self._sign(identity, call, flight)
+            try:
+                await self._send(flight)
+            except RejectedError as error:
+                logger.debug("%s: sent again: %s", call.what, error)
 
     async def _refusal(self, sender: Address, call: Call, receipt: Mapping[str, Any]) -> str:
         told = receipt.get("revertReason")  # Hyperledger Besu keeps it
         if isinstance(told, str) and told.startswith("0x"):
             return reason(from_hex(told))
+        if call.to is None:
+            return "the contract could not be created: out of gas, or its constructor refused"
         try:
             await self.call(call.to, call.data, block=receipt["blockNumber"], sender=sender)
         except RejectedError as error:
@@ -183,17 +359,7 @@ class Endpoint:
         return f"the ledger refused it in block {int(receipt['blockNumber'], 16)}, and would take it now: try again"
 
 
-def _sign(identity: Identity, call: Call, nonce: int, chain_id: int) -> _Sent:
-    signed = Account.sign_transaction(
-        {
-            "chainId": chain_id,
-            "nonce": nonce,
-            "gas": TRANSACTION_GAS,
-            "gasPrice": 0,
-            "to": checksum(call.to),
-            "value": 0,
-            "data": to_hex(call.data),
-        },
-        identity.secret,
-    )
-    return _Sent(bytes(signed.raw_transaction), bytes(signed.hash))
+def _in_words(error: RejectedError, identity: Identity) -> str:
+    if "fund" in str(error).lower():
+        return f"{checksum(identity.address)} cannot pay the network's fee: send it some of its currency ({error})"
+    return str(error)
