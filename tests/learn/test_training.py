@@ -85,7 +85,7 @@ def test_sites_end_with_the_mean_of_their_changes_weighted_by_samples(
 ) -> None:
     changes = {"north": (1.0, 10), "east": (2.0, 20), "south": (4.0, 30), "west": (-8.0, 40)}
     expected = 3 * sum(2 * by * n for by, n in changes.values()) / sum(n for _, n in changes.values())
-    operators.open_run("mean", nn.Linear(2, 1), range=100.0, by=NAMES)
+    operators.open_run("mean", nn.Linear(2, 1), merge="mean", weight_ratio_max=4.0, range=100.0, by=NAMES)
 
     def work(name: str) -> tuple[nn.Linear, str, list[int]]:
         model, seen = nn.Linear(2, 1), []

@@ -20,8 +20,8 @@ EXAMPLE = Path(__file__).parents[2] / "nodes" / "heart"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def propose(hospitals: Hospitals, seed: int) -> None:
-    """Both runs of the example, from its own policies and genesis checkpoints, approved by all four."""
+def propose(hospitals: Hospitals, seed: int, merge: str = "norm_bounded_mean") -> None:
+    """Both runs of the example, from its own genesis checkpoints and policies but for the merge, approved by all."""
     operators = Operators(hospitals)
     for run in ("heart-scaling", "heart"):
         genesis = hospitals.folder / f"{run}.safetensors"
@@ -36,7 +36,9 @@ def propose(hospitals: Hospitals, seed: int) -> None:
             str(seed),
         ]
         subprocess.run(command, check=True, env=ENVIRONMENT)
-        operators.propose(EXAMPLE / f"{run}.toml", genesis, list(HOSPITALS))
+        policy = hospitals.folder / f"{run}.toml"
+        policy.write_text((EXAMPLE / f"{run}.toml").read_text().replace('"norm_bounded_mean"', f'"{merge}"'))
+        operators.propose(policy, genesis, list(HOSPITALS))
 
 
 def train(hospitals: Hospitals, name: str, seed: int) -> subprocess.Popen[str]:
@@ -51,12 +53,12 @@ def final(hospitals: Hospitals, run: str) -> Path:
 
 
 @pytest.mark.slow
-def test_the_swarm_is_fedavg_to_the_last_float(tmp_path: Path) -> None:
+def test_with_a_plain_mean_the_swarm_is_fedavg_to_the_last_float(tmp_path: Path) -> None:
     with Hospitals(tmp_path, list(HOSPITALS)) as hospitals:
         for name in HOSPITALS:
             hospitals.start(name)
         hospitals.ask("va", "swarm_status")
-        propose(hospitals, seed=0)
+        propose(hospitals, seed=0, merge="mean")
         training = {name: train(hospitals, name, 0) for name in HOSPITALS}
         told = {name: process.communicate(timeout=120)[0] for name, process in training.items()}
         checkpoint, scaling = final(hospitals, "heart"), final(hospitals, "heart-scaling")
