@@ -37,6 +37,8 @@ MERGE_RULES: Mapping[str, tuple[str, ...]] = {
     "multi_krum": ("faults",),
     "nearest_neighbor_mixing": ("faults",),
 }
+# The others look at whole updates before they merge one coordinate.
+CHUNK_RULES = ("mean", "sum", "coordinate_median", "trimmed_mean")
 WEIGHT_RULES = ("samples", "equal")
 BOUND_RULES = ("median", "length")
 # They rank updates or values, and one member is one voice.
@@ -179,6 +181,10 @@ class Policy:
     submit_s: float = 30.0
     merge_s: float = 5.0
     attest_s: float = 5.0
+    verify_all_members: int = 7
+    """Where no more submitted than this, everybody merges everything again."""
+    verify_all_bytes: int = 64 << 20
+    """Where the checkpoint is no larger than this, too. Beyond both, each merges the parts it was assigned."""
     step_bits: int = 32
     """An update's fixed point has the step 2**-step_bits."""
     faults: int = 0
@@ -203,6 +209,11 @@ class Policy:
     """Of the metrics that members submit, one whose fall raises an alarm; greater is better. None if empty."""
     alarm_fall: float = 0.05
     """By how much it has to fall at half of the members, from one round to the next."""
+
+    @property
+    def by_chunks(self) -> bool:
+        """Whether one chunk of the merge takes the same chunk of its inputs and nothing else."""
+        return self.merge in CHUNK_RULES and self.server == "none"
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON, keys sorted, no spaces."""
@@ -281,6 +292,8 @@ def _check_policy(policy: Policy, where: str) -> None:
     need(1 <= policy.weight_max < 2**40, "weight_max", "1 to 2**40 samples")
     need(1 <= policy.weight_ratio_max < 2**40, "weight_ratio_max", "1 to 2**40")
     need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
+    need(0 <= policy.verify_all_members <= MEMBERS_MAX, "verify_all_members", f"0 to {MEMBERS_MAX}")
+    need(0 <= policy.verify_all_bytes < 2**48, "verify_all_bytes", "0 to 2**48 bytes")
     _check_merge(policy, need)
     _check_server(policy, need)
     _check_alarm(policy, need)

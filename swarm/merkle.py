@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from swarm.encoding import Digest
 
@@ -44,9 +45,65 @@ def root(leaves: Sequence[Digest], size_bytes: int) -> Digest:
         raise ValueError(f"{len(leaves)} leaves for {size_bytes} bytes, {chunk_count(size_bytes)} belong")
     level = list(leaves) or [hashlib.sha256(b"\x00").digest()]
     while len(level) > 1:
-        pairs = [hashlib.sha256(b"\x01" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
-        level = pairs + level[len(pairs) * 2 :]
-    return hashlib.sha256(b"\x02" + size_bytes.to_bytes(8, "big") + level[0]).digest()
+        level = _upper(level)
+    return _top(level[0], size_bytes)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """That a leaf is the one at this place of an object: whoever has the object's digest can check it."""
+
+    size: int
+    """Of the object, in bytes."""
+    index: int
+    siblings: tuple[Digest, ...]
+    """The other half of each pair on the way up; a node without one goes up as it is."""
+
+    def digest(self, leaf_: Digest) -> Digest:
+        """The digest of the object that has this leaf at this place.
+
+        Raises:
+            ValueError: the object has no such place, or the number of siblings does not fit it.
+        """
+        count, at = chunk_count(self.size), self.index
+        if not 0 <= at < count:
+            raise ValueError(f"no chunk {at} in {self.size} bytes")
+        node, left = leaf_, list(self.siblings)
+        while count > 1:
+            if at ^ 1 < count:
+                if not left:
+                    raise ValueError("the proof is too short")
+                other = left.pop(0)
+                node = _pair(other, node) if at & 1 else _pair(node, other)
+            count, at = (count + 1) // 2, at // 2
+        if left:
+            raise ValueError("the proof is too long")
+        return _top(node, self.size)
+
+
+def prove(leaves: Sequence[Digest], size_bytes: int, index: int) -> Proof:
+    """The proof of one leaf; ValueError if there is none at this place."""
+    if not 0 <= index < len(leaves) == chunk_count(size_bytes):
+        raise ValueError(f"no leaf {index} of {len(leaves)} for {size_bytes} bytes")
+    level, at, siblings = list(leaves), index, list[Digest]()
+    while len(level) > 1:
+        if at ^ 1 < len(level):
+            siblings.append(level[at ^ 1])
+        level, at = _upper(level), at // 2
+    return Proof(size_bytes, index, tuple(siblings))
+
+
+def _pair(left: Digest, right: Digest) -> Digest:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _upper(level: list[Digest]) -> list[Digest]:
+    pairs = [_pair(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    return pairs + level[len(pairs) * 2 :]
+
+
+def _top(node: Digest, size_bytes: int) -> Digest:
+    return hashlib.sha256(b"\x02" + size_bytes.to_bytes(8, "big") + node).digest()
 
 
 def digest_of(data: bytes | memoryview) -> Digest:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.merkle import CHUNK_BYTES, chunk_count, chunks_of, digest_of, digest_of_chunks, leaf, root
+from swarm.merkle import CHUNK_BYTES, chunk_count, chunks_of, digest_of, digest_of_chunks, leaf, prove, root
 
 leaf_lists = st.lists(st.binary(min_size=32, max_size=32), min_size=1, max_size=40)
 
@@ -96,3 +98,29 @@ def test_a_chunk_longer_than_a_chunk_is_refused() -> None:
         digest_of_chunks([b"x" * (CHUNK_BYTES + 1)])
     with pytest.raises(ValueError):
         digest_of_chunks([b"x" * (2 * CHUNK_BYTES), b"x"])
+
+
+@pytest.mark.parametrize("count", [*range(1, 18), 31, 33, 64, 100])
+def test_a_proof_names_the_object_for_its_own_leaf_and_place_only(count: int) -> None:
+    size = count * CHUNK_BYTES - 5
+    leaves = [leaf(bytes([i])) for i in range(count)]
+    digest = root(leaves, size)
+    for index in range(count):
+        proof = prove(leaves, size, index)
+        assert proof.digest(leaves[index]) == digest
+        assert proof.digest(leaf(b"another")) != digest
+        assert replace(proof, size=size - 1).digest(leaves[index]) != digest
+        for bad in (replace(proof, index=count), replace(proof, siblings=(*proof.siblings, leaves[0]))):
+            with pytest.raises(ValueError, match="no chunk|too long"):
+                bad.digest(leaves[index])
+        if count > 1:
+            other = replace(proof, index=(index + 1) % count)
+            with suppress(ValueError):
+                assert other.digest(leaves[index]) != digest
+            with pytest.raises(ValueError, match="too short"):
+                replace(proof, siblings=proof.siblings[:-1]).digest(leaves[index])
+
+
+def test_an_empty_object_has_no_chunk_to_prove() -> None:
+    with pytest.raises(ValueError, match="no leaf"):
+        prove([], 0, 0)
