@@ -23,6 +23,8 @@ from swarm.errors import ConfigError, StorageError
 from swarm.identity import SCRYPT_N_RANDOM, Identity, checksum, save_keystore
 
 BASE_PORT = 4101
+RPC_APART = 8545 - BASE_PORT
+"""A node's JSON-RPC has Ethereum's usual port where the node has ours, and as many nodes as here have their own."""
 PORT_MAX = 65535
 LOOPBACK = "127.0.0.1"
 
@@ -37,6 +39,8 @@ class Place:
     name: str
     host: str
     port: int
+    rpc_port: int
+    """Where the node serves JSON-RPC, on loopback."""
 
     @property
     def address(self) -> str:
@@ -61,7 +65,9 @@ def places_of(members: Sequence[str], *, base_port: int) -> list[Place]:
         ConfigError: a name that cannot be a file's, given twice, or a port that is none.
     """
     found: list[Place] = []
-    free = iter(free_ports(len(members))) if base_port == 0 else iter(range(base_port, base_port + len(members)))
+    ports = free_ports(2 * len(members)) if base_port == 0 else []
+    free = iter(ports[::2] or range(base_port, base_port + len(members)))
+    rpc_free = iter(ports[1::2] or map(_rpc_port, range(base_port, base_port + len(members))))
     for member in members:
         name, at, where = member.strip().partition("@")
         if not _NAME.fullmatch(name) or name.endswith("-operator"):
@@ -71,8 +77,9 @@ def places_of(members: Sequence[str], *, base_port: int) -> list[Place]:
             )
         if name in (place.name for place in found):
             raise ConfigError(f"two members are called {name}; each has its own name")
-        port = next(free)
-        found.append(_place(name, where, base_port or BASE_PORT) if at else Place(name, LOOPBACK, port))
+        port, rpc_port = next(free), next(rpc_free)
+        here = Place(name, LOOPBACK, port, rpc_port)
+        found.append(_place(name, where, base_port or BASE_PORT) if at else here)
         if not at and port > PORT_MAX:
             raise ConfigError(f"{name} would have port {port}; the last is {PORT_MAX}, so take a lower --base-port")
     if not 1 <= len(found) <= MEMBERS_MAX:
@@ -84,7 +91,12 @@ def _place(name: str, where: str, port: int) -> Place:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+))(?::([0-9]{1,5}))?", where)
     if match is None or not 1 <= int(match[3] or port) <= PORT_MAX:
         raise ConfigError(f"{name} is at {where!r}; it has the form HOST or HOST:PORT (IPv6: [HOST]:PORT)")
-    return Place(name, match[1] or match[2], int(match[3] or port))
+    port = int(match[3] or port)
+    return Place(name, match[1] or match[2], port, _rpc_port(port))
+
+
+def _rpc_port(port: int) -> int:
+    return port + RPC_APART if port + RPC_APART <= PORT_MAX else port - RPC_APART
 
 
 def free_ports(count: int) -> list[int]:
@@ -237,6 +249,11 @@ def write_site(folder: Path, place: Place) -> Path:
         "# For votes and consent. Where the operator has a machine of their own, take these two lines there.\n"
         f"operator_keystore = {_text(f'../keys/{place.name}-operator.json')}\n"
         f"operator_password_file = {_text(f'../keys/{place.name}-operator.password')}  # or SWARM_OPERATOR_PASSWORD\n"
+        "\n"
+        "# The ledger for wallets, scripts and block explorers of this machine, at http:// and ws:// with this address:\n"
+        "# it is read there, and takes what members have signed. Without this table it is not served.\n"
+        "[rpc]\n"
+        f"listen = {_text(f'{LOOPBACK}:{place.rpc_port}')}\n"
     )
     return path
 

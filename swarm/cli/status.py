@@ -99,6 +99,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
         f"[b]{seen['name']}[/]  {seen['address']}\n"
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
         f"          {in_words(strength(seen))}\n"
+        f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
     )
     members = screen.table(
         "member",

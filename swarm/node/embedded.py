@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from web3 import AsyncWeb3
 
+from swarm.config import RpcConfig
 from swarm.encoding import to_hex
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Contracts
@@ -17,9 +19,16 @@ from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
 from swarm.rounds import fault_max
 
+if TYPE_CHECKING:
+    from swarm.ledger.web_server import Server
+
 
 class EmbeddedChain:
-    """A `Chain` over a ledger on this node's disk, kept in step with the other members' over the transport."""
+    """A `Chain` over a ledger on this node's disk, kept in step with the other members' over the transport.
+
+    Args:
+        rpc: where others read the ledger as JSON-RPC; None: nowhere.
+    """
 
     def __init__(
         self,
@@ -29,8 +38,10 @@ class EmbeddedChain:
         transport: Transport,
         clock: Callable[[], float],
         view_timeout_s: float,
+        rpc: RpcConfig | None = None,
     ) -> None:
         self.ledger = ledger
+        self._transport = transport
         self._block_event = asyncio.Event()
         self._tell_block: Callable[[], None] | None = None
         self._tell_failure: Callable[[BaseException], None] | None = None
@@ -45,18 +56,38 @@ class EmbeddedChain:
         )
         self.rpc = Rpc(ledger, self.agreement.add_transaction)
         self.contracts = Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block)
+        self.server = None if rpc is None else self._server(rpc)
+
+    def _server(self, config: RpcConfig) -> Server:
+        from swarm.ledger.web import Web  # a fifth of a second, for those who serve
+        from swarm.ledger.web_server import Server
+
+        web = Web(
+            self.ledger,
+            config,
+            self.agreement.add_transaction,
+            clock=time.monotonic,
+            height_seen=lambda: 0 if self.agreement.caught_up else self.agreement.height_seen,
+            peers=lambda: len(self._transport.connected()),
+        )
+        self.ledger.on_waiting = web.on_waiting
+        return Server(web, self.next_block)
 
     async def start(self, on_block: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
-        """Serve the ledger's protocols."""
+        """Serve the ledger's protocols; ConfigError: others cannot read it at the address that the site names."""
         self._tell_block, self._tell_failure = on_block, on_failure
         self.agreement.start()
+        if self.server is not None:
+            await self.server.start()
 
     def run(self) -> None:
         """Begin to vote and to follow."""
         self.agreement.run()
 
     async def stop(self) -> None:
-        """Stop every timer and task of the agreement."""
+        """Hang up on readers, and stop every timer and task of the agreement."""
+        if self.server is not None:
+            await self.server.close()
         await self.agreement.close()
 
     async def close(self) -> None:
@@ -98,6 +129,7 @@ class EmbeddedChain:
             "chain_id": self.ledger.chain_id,
             "validators": [checksum(validator) for validator in validators],
             "faults_tolerated": fault_max(len(validators)),
+            "rpc": None if self.server is None else self.server.url,
         }
 
     def _on_block(self) -> None:

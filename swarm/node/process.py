@@ -44,7 +44,12 @@ def open_node(
     try:
         transport = Libp2pTransport(identity, site.listen)
         chain = EmbeddedChain(
-            identity=identity, ledger=ledger, transport=transport, clock=time.time, view_timeout_s=swarm.view_timeout_s
+            identity=identity,
+            ledger=ledger,
+            transport=transport,
+            clock=time.time,
+            view_timeout_s=swarm.view_timeout_s,
+            rpc=site.rpc,
         )
         return Node(
             name=site.name,

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
 from web3 import AsyncHTTPProvider, AsyncIPCProvider, AsyncWeb3
 
+from swarm.config import RpcConfig
 from swarm.encoding import keccak256
 from swarm.ledger.client import Contracts
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.rpc import LedgerProvider, Rpc, RpcError
+from swarm.ledger.web import Web
+from swarm.ledger.web_server import Server
 from tests.ledger.world import decide, now_ms, open_ledger
+
+OPEN_RPC = RpcConfig("127.0.0.1", 0, requests_s=1_000_000)
+"""A port of its own, and no client is too fast."""
 
 
 class Served:
@@ -69,25 +75,26 @@ class Served:
             return {**envelope, "error": error.as_json()}
 
     @asynccontextmanager
+    async def listening(self, config: RpcConfig = OPEN_RPC) -> AsyncIterator[str]:
+        """The URL at which a node's own server answers for this ledger."""
+        web = Web(self.ledger, config, self.take, clock=time.monotonic)
+        self.ledger.on_waiting = web.on_waiting
+        server = Server(web, self.next_block)
+        await server.start()
+        try:
+            yield server.url
+        finally:
+            await server.close()
+
+    @asynccontextmanager
     async def over_http(self) -> AsyncIterator[Contracts]:
         """A client over HTTP."""
-
-        async def post(request: web.Request) -> web.Response:
-            return web.json_response(self.answer(await request.json()))
-
-        app = web.Application()
-        app.router.add_post("/", post)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        provider = AsyncHTTPProvider(f"http://127.0.0.1:{port}")
-        try:
-            yield Contracts(AsyncWeb3(provider))
-        finally:
-            await provider.disconnect()
-            await runner.cleanup()
+        async with self.listening() as url:
+            provider = AsyncHTTPProvider(url)
+            try:
+                yield Contracts(AsyncWeb3(provider))
+            finally:
+                await provider.disconnect()
 
     @asynccontextmanager
     async def over_socket(self, path: Path) -> AsyncIterator[Contracts]:
