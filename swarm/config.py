@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from swarm.encoding import ZERO_ADDRESS, Address, from_hex, sha256
 from swarm.errors import ConfigError
@@ -69,6 +70,21 @@ class MemberConfig:
 
 
 @dataclass(frozen=True)
+class ForeignChain:
+    """Somebody else's EVM network that holds the contracts, in place of the members' own ledger."""
+
+    endpoint: str
+    """JSON-RPC: `http://`, `https://`, `ws://` or `wss://`. A site may name another one of the same network."""
+    consortium: Address | None = None
+    """Where the contract is; None until `swarm deploy` has put it there."""
+    runs: Address | None = None
+    block: int = 0
+    """The first block that has both contracts: nothing before it is read."""
+    confirmations: int = 0
+    """How many blocks stand on one before what it says counts here; 0 where a block is final, as under QBFT."""
+
+
+@dataclass(frozen=True)
 class SwarmConfig:
     """`swarm.toml`: what all members agreed. Genesis is a pure function of it."""
 
@@ -82,6 +98,8 @@ class SwarmConfig:
     standby_after_s: float = 7 * 86_400.0
     """A validator that is silent for so long is put on standby by the others."""
     block_gas_limit: int = 400_000_000
+    foreign: ForeignChain | None = None
+    """None: the members keep a ledger of their own."""
 
     def member_named(self, name: str) -> MemberConfig:
         """The founding member of this name; ConfigError names the ones there are."""
@@ -136,6 +154,8 @@ class SiteConfig:
     """Keep the ledger's state after every block, not only after the last ones."""
     rpc: RpcConfig | None = None
     """None: the ledger is read on this machine only, through the node's socket."""
+    endpoint: str | None = None
+    """This site's own way to somebody else's chain, in place of the one in `swarm.toml`; None: that one."""
 
     @property
     def socket(self) -> Path:
@@ -365,7 +385,8 @@ def load_swarm(path: Path) -> SwarmConfig:
     consortium = _table(document, "consortium", path)
     ledger = document.get("ledger", {})
     _only(consortium, {"name", "chain_id", "created_ms"}, path)
-    _only(ledger, {"view_timeout_s", "standby_after_s", "block_gas_limit"}, path)
+    embedded = {"view_timeout_s", "standby_after_s", "block_gas_limit"}
+    _only(ledger, embedded | {field.name for field in fields(ForeignChain)}, path)
     entries = document.get("members")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: [[members]] names the founding members, at least one")
@@ -401,7 +422,55 @@ def load_swarm(path: Path) -> SwarmConfig:
         standby_after_s=float(standby_s),
         # A transaction takes up to 20 million, a block uses at most half of its limit.
         block_gas_limit=_whole(ledger, "block_gas_limit", path, 40_000_000, 2**40, SwarmConfig.block_gas_limit),
+        foreign=_foreign(ledger, path),
     )
+
+
+def _foreign(ledger: Mapping[str, Any], path: Path) -> ForeignChain | None:
+    """What `[ledger]` says of somebody else's chain, None if it names none."""
+    if "endpoint" not in ledger:
+        stray = sorted(set(ledger) & {field.name for field in fields(ForeignChain)})
+        if stray:
+            raise ConfigError(f"{path}: {stray[0]!r} is for somebody else's chain; name its `endpoint` under [ledger]")
+        return None
+    own = sorted(set(ledger) & {"view_timeout_s", "block_gas_limit"})
+    if own:
+        raise ConfigError(f"{path}: {own[0]!r} is for a ledger of the members' own; leave it out beside `endpoint`")
+    endpoint = _value(ledger, "endpoint", str, path)
+    check_url(endpoint, f"{path}: the ledger's endpoint")
+    consortium, runs = (_address(ledger, key, path) if key in ledger else None for key in ("consortium", "runs"))
+    if (consortium is None) != (runs is None) or (consortium is not None and consortium == runs):
+        raise ConfigError(f"{path}: `consortium` and `runs` are two addresses, or absent until `swarm deploy` finds them")
+    return ForeignChain(
+        endpoint=endpoint,
+        consortium=consortium,
+        runs=runs,
+        block=_whole(ledger, "block", path, 0, 2**52, ForeignChain.block),
+        confirmations=_whole(ledger, "confirmations", path, 0, 1000, ForeignChain.confirmations),
+    )
+
+
+def _address(table: Mapping[str, Any], key: str, path: Path) -> Address:
+    text = _value(table, key, str, path)
+    try:
+        found = from_hex(text, size=20)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {key}: {error}") from error
+    if found == ZERO_ADDRESS:
+        raise ConfigError(f"{path}: {key} is the address zero")
+    return found
+
+
+def check_url(url: str, where: str) -> None:
+    """ConfigError unless this is the address of a JSON-RPC endpoint."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https", "ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        shown = url.rpartition("@")[2].partition("?")[0]  # no password of somebody's
+        raise ConfigError(f"{where} is {shown!r}; it has the form http://HOST:PORT, https://…, ws://… or wss://…")
 
 
 def _member(entry: object, path: Path) -> MemberConfig:
@@ -451,7 +520,7 @@ def load_site(path: Path) -> SiteConfig:
     site = _table(document, "site", path)
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
-        "folder", "listen", "store_max_bytes", "leads", "archive",
+        "folder", "listen", "store_max_bytes", "leads", "archive", "endpoint",
     }  # fmt: skip
     _only(site, possible, path)
 
@@ -464,6 +533,8 @@ def load_site(path: Path) -> SiteConfig:
     def place_or_none(key: str) -> Path | None:
         return place(key) if key in site else None
 
+    if "endpoint" in site:
+        check_url(_value(site, "endpoint", str, path), f"{path}: endpoint")
     return SiteConfig(
         path=path,
         name=_value(site, "name", str, path),
@@ -478,6 +549,7 @@ def load_site(path: Path) -> SiteConfig:
         leads=_value(site, "leads", bool, path, True),
         archive=_value(site, "archive", bool, path, False),
         rpc=_rpc(_table(document, "rpc", path), path) if "rpc" in document else None,
+        endpoint=site.get("endpoint"),
     )
 
 
