@@ -250,7 +250,7 @@ def write_site(folder: Path, place: Place) -> Path:
         f"operator_keystore = {_text(f'../keys/{place.name}-operator.json')}\n"
         f"operator_password_file = {_text(f'../keys/{place.name}-operator.password')}  # or SWARM_OPERATOR_PASSWORD\n"
         "\n"
-        "# The ledger for wallets, scripts and block explorers of this machine, at http:// and ws:// with this address:\n"
+        "# The ledger for wallets, scripts and block explorers of this machine, by http:// and ws:// at this address:\n"
         "# it is read there, and takes what members have signed. Without this table it is not served.\n"
         "[rpc]\n"
         f"listen = {_text(f'{LOOPBACK}:{place.rpc_port}')}\n"
