@@ -440,7 +440,7 @@ def _foreign(ledger: Mapping[str, Any], path: Path) -> ForeignChain | None:
     check_url(endpoint, f"{path}: the ledger's endpoint")
     consortium, runs = (_address(ledger, key, path) if key in ledger else None for key in ("consortium", "runs"))
     if (consortium is None) != (runs is None) or (consortium is not None and consortium == runs):
-        raise ConfigError(f"{path}: `consortium` and `runs` are two addresses, or absent until `swarm deploy` finds them")
+        raise ConfigError(f"{path}: consortium and runs are two addresses, or absent until `swarm deploy` writes them")
     return ForeignChain(
         endpoint=endpoint,
         consortium=consortium,

@@ -115,7 +115,7 @@ def test_what_nobody_wrote_has_its_default(tmp_path: Path) -> None:
         ),
         (
             lambda f: write_swarm(f, ledger={"gas": 1}),
-            "'gas' is no setting here; there are block_gas_limit, view_timeout_s",
+            "'gas' is no setting here; there are block, block_gas_limit, conf",
         ),
         (lambda f: write_swarm(f, name=None), "'name' is missing"),
         (lambda f: write_swarm(f, name=3), "name = 3, but a str belongs there"),
@@ -278,7 +278,7 @@ def test_a_sites_paths_start_at_its_file(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"colour": 1}, "'colour' is no setting here; there are folder, keystore, leads, "),
+        ({"colour": 1}, "'colour' is no setting here; there are archive, endpoint, folder, "),
         ({"name": None}, "'name' is missing"),
         ({"keystore": None}, "'keystore' is missing"),
         ({"folder": None}, "'folder' is missing"),
