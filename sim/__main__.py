@@ -1,8 +1,12 @@
-"""`python -m sim`: a swarm's story on this machine, or many seeds of it. Equal arguments give equal stories."""
+"""`python -m sim`: a swarm's story on this machine, or many seeds of it. Equal arguments give equal stories.
+
+`python -m sim consensus` simulates the consensus alone; each such command has its own arguments.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import os
 import sys
@@ -14,6 +18,9 @@ from dataclasses import fields, replace
 from sim.logs import show_logs
 from sim.plan import LIARS, MISTAKES, Plan, draw, option
 from sim.world import Outcome, run
+
+COMMANDS = {"consensus": "sim.consensus"}
+"""The module whose `main` takes the arguments that follow."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,6 +88,9 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
 
 def main() -> int:
     """Run what the command line says; the exit status."""
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        status: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
+        return status
     arguments = parser().parse_args()
     try:
         if arguments.seeds:

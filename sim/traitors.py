@@ -41,7 +41,8 @@ class World(Protocol):
     rng: random.Random
     timeout_s: float
     heights: int
-    validators: tuple[Address, ...]
+    everybody: tuple[Address, ...]
+    """All who vote at some height."""
 
     @property
     def heights_open(self) -> range:
@@ -93,11 +94,12 @@ class Habits:
     forge: float
     mislead: float
     invalid: float
+    usurp: float
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Habits:
         """Some habits strong, some absent."""
-        return cls(*(rng.choice((0.0, 0.3, 1.0)) for _ in range(6)))
+        return cls(*(rng.choice((0.0, 0.3, 1.0)) for _ in range(7)))
 
 
 class Traitor:
@@ -112,25 +114,27 @@ class Traitor:
         self._counter = 0
         self._voted: set[tuple[int, int, Digest]] = set()
         self._forged: set[tuple[int, int]] = set()
-        self._twins = [self._twin(machine, side) for side in range(2)]
+        self._machine = machine
+        self._heights = [1, 1]
+        self._twins: list[Consensus | None] = [self._twin(side, 1) for side in range(2)]
         self._sides: dict[Address, int] = {}
         self.take_sides()
 
     @property
     def deadline_s(self) -> float | None:
         """When `tick` is due."""
-        return min((t.deadline_s for t in self._twins if t.deadline_s is not None), default=None)
+        return min((t.deadline_s for t in self._twins if t is not None and t.deadline_s is not None), default=None)
 
     def take_sides(self) -> None:
         """Choose anew which twin speaks to whom."""
-        for member in self._world.validators:
+        for member in self._world.everybody:
             self._sides[member] = int(self._world.rng.random() < 0.5)
 
     def wake(self) -> None:
         """A transaction waits."""
         self._keep_up()
         for side, twin in enumerate(self._twins):
-            if twin.height <= self._world.heights:
+            if twin is not None and twin.height <= self._world.heights:
                 self._speak(side, twin.wake(self._world.now_s))
 
     def tick(self) -> None:
@@ -139,7 +143,8 @@ class Traitor:
         if self._world.rng.random() < 0.3:
             self.take_sides()
         for side, twin in enumerate(self._twins):
-            self._speak(side, twin.tick(self._world.now_s))
+            if twin is not None:
+                self._speak(side, twin.tick(self._world.now_s))
 
     def hear(self, message: Message) -> None:
         """Use a message against everybody."""
@@ -147,7 +152,7 @@ class Traitor:
         self._keep_up()
         self._heard[message.height].note(message)
         for side, twin in enumerate(self._twins):
-            if rng.random() < 0.8:
+            if twin is not None and rng.random() < 0.8:
                 try:
                     self._speak(side, twin.accept(message, self._world.now_s))
                 except PeerError:
@@ -157,29 +162,42 @@ class Traitor:
                 self._forge_proposal(message.height, message.view)
         elif rng.random() < self._habits.vote_for_all:
             self._vote_for(message.height, message.view, message.digest)
+        if isinstance(message, Prepare) and rng.random() < self._habits.usurp:
+            self._usurp(message.height, message.view)
         if isinstance(message, Commit) and rng.random() < self._habits.mislead:
             self._forge_certificate(message)
 
-    def _twin(self, machine: type[Consensus], side: int) -> Consensus:
-        return machine(
+    def _twin(self, side: int, height: int) -> Consensus | None:
+        """A machine for a height, unless this validator sits out there."""
+        proposers = self._world.proposers(height)
+        if self.me not in proposers:
+            return None
+        return self._machine(
             chain_id=CHAIN_ID,
-            height=1,
-            proposers=self._world.proposers(1),
+            height=height,
+            proposers=proposers,
             authenticator=self._keys,
-            build=lambda: self._build(self._twins[side].height),
-            judge=lambda payload: True,
+            build=lambda: self._build(self._heights[side]),
+            judge=lambda payload, proposer: True,
             digest_of=digest_of,
             timeout_s=self._world.timeout_s,
+            now_s=self._world.now_s,
         )
 
     def _keep_up(self) -> None:
         """One twin goes on with the first who decide, the other stays with the last who have not."""
         heights = self._world.heights_open
-        for side, (twin, height) in enumerate(zip(self._twins, (heights[-1], heights[0]), strict=True)):
-            if twin.height < height:
-                self._speak(side, twin.advance(height, self._world.proposers(height), self._world.now_s))
-                if height <= self._world.heights:
-                    self._speak(side, twin.wake(self._world.now_s))
+        for side, height in enumerate((heights[-1], heights[0])):
+            if self._heights[side] >= height:
+                continue
+            self._heights[side] = height
+            twin, proposers = self._twins[side], self._world.proposers(height)
+            if twin is None or self.me not in proposers:
+                self._twins[side] = twin = self._twin(side, height)
+            else:
+                self._speak(side, twin.advance(height, proposers, self._world.now_s))
+            if twin is not None and height <= self._world.heights:
+                self._speak(side, twin.wake(self._world.now_s))
 
     def _build(self, height: int) -> bytes:
         self._counter += 1
@@ -201,12 +219,12 @@ class Traitor:
                 if message.prepared is not None and rng.random() < self._habits.hide_lock:
                     message = self._round_change(message.height, message.view)
             self._heard[message.height].note(message)
-            for member in self._world.validators:
+            for member in self._world.everybody:
                 if member != self.me and self._sides[member] == side:
                     self._world.post(self.me, member, message)
 
     def _to_some(self, message: Message) -> None:
-        for member in self._world.validators:
+        for member in self._world.everybody:
             if member != self.me and self._world.rng.random() < 0.7:
                 self._world.post(self.me, member, message)
 
@@ -223,6 +241,14 @@ class Traitor:
         for message in (Prepare(height, view, digest, prepare), Commit(height, view, digest, commit)):
             self._heard[message.height].note(message)
             self._to_some(message)
+
+    def _usurp(self, height: int, view: int) -> None:
+        """Propose in another's view; in the first one nothing else would be wrong with it."""
+        if height in self._world.heights_open and (height, -1 - view) not in self._forged:
+            self._forged.add((height, -1 - view))
+            payload = self._build(height)
+            signature = self._keys.sign(proposal_digest(CHAIN_ID, height, view, digest_of(payload)))
+            self._to_some(Proposal(height, view, digest_of(payload), signature, payload))
 
     def _forge_proposal(self, height: int, view: int) -> None:
         """As the proposer of a view, propose against the lock with a justification that only looks right."""
@@ -286,8 +312,8 @@ class Traitor:
                 seals.update(votes)
         ordered = [seal for _, seal in sorted(seals.items())]
         if self._world.rng.random() < 0.3:
-            ordered = (ordered * 3)[: quorum(len(self._world.validators))]
+            ordered = (ordered * 3)[: quorum(len(self._world.proposers(message.height)))]
         certificate = Certificate(message.view, tuple(ordered))
-        for member in self._world.validators:
+        for member in self._world.everybody:
             if member != self.me and self._world.rng.random() < 0.3:
                 self._world.show(self.me, member, proposal.payload, certificate)

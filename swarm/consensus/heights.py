@@ -37,7 +37,7 @@ class Consensus:
         proposers: tuple[Address, ...],
         authenticator: Authenticator,
         build: Callable[[], bytes | None],
-        judge: Callable[[bytes], bool],
+        judge: Callable[[bytes, Address], bool],
         digest_of: Callable[[bytes], Digest],
         timeout_s: float,
         saved: bytes | None = None,

@@ -60,7 +60,8 @@ class Qbft:
     Args:
         proposers: the validators of this height; the proposer of view v is `proposers[v % n]`.
         build: a payload to propose now, at most `PAYLOAD_BYTES_MAX`; None if no transaction can be executed.
-        judge: whether a payload may be decided. Asked once for a digest, when everything else about its proposal holds.
+        judge: whether a payload may be decided that this validator proposes anew. Asked once for a digest and
+            proposer, when everything else about the proposal holds.
         digest_of: the digest of a payload; ValueError if the bytes are none. Two payloads never share a digest: every
             byte must follow from it.
         saved: the last `Save` of this height, if there was one; the machine is then due at once.
@@ -74,7 +75,7 @@ class Qbft:
         proposers: tuple[Address, ...],
         authenticator: Authenticator,
         build: Callable[[], bytes | None],
-        judge: Callable[[bytes], bool],
+        judge: Callable[[bytes, Address], bool],
         digest_of: Callable[[bytes], Digest],
         timeout_s: float,
         saved: bytes | None = None,
@@ -108,7 +109,7 @@ class Qbft:
         self._resend_interval_s = timeout_s
         self._restored = saved is not None
 
-        self._judged: dict[Digest, bool] = {}
+        self._judged: dict[tuple[Digest, Address], bool] = {}
         self._unsaved = False
         self._sending: list[Effect] = []
         if saved is not None:
@@ -377,11 +378,12 @@ class Qbft:
         """validateNonPreparedBlock: what a quorum prepared before is not judged again, f + 1 honest members did."""
         if proposal.prepares:
             return
-        if proposal.digest not in self._judged:
+        key = proposal.digest, sender
+        if key not in self._judged:
             if len(self._judged) >= _JUDGED_MAX:
                 del self._judged[next(iter(self._judged))]
-            self._judged[proposal.digest] = self._judge(proposal.payload)
-        if not self._judged[proposal.digest]:
+            self._judged[key] = self._judge(proposal.payload, sender)
+        if not self._judged[key]:
             self._keep(self._proposals, sender, proposal)  # a quorum may know better, and commit it
             raise PeerError(
                 f"{name_of(proposal)} is {short(proposal.digest)} by {short(sender)}, which is not valid",

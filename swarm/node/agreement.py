@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from swarm.consensus import Broadcast, Certificate, Consensus, Decide, Effect, Help, Save
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError, RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, recover
+from swarm.ledger.block import decode_block, decode_payload
 from swarm.ledger.ledger import Ledger
+from swarm.ledger.recovery import Recovery
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
 from swarm.rounds import fault_max
 
@@ -73,11 +75,15 @@ class Agreement:
         self._on_block = on_block
         self._on_failure = on_failure
         self._consensus: Consensus | None = None
+        self._vote_chain = ledger.vote_chain
+        """What the votes of `_consensus` name as their chain."""
         self._timer: asyncio.TimerHandle | None = None
         self._batch: asyncio.TimerHandle | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._sync: asyncio.Task[None] | None = None
         self._heights: dict[Address, int] = {}
+        self._heard_s: dict[Address, float] = {}
+        """When each member last sent a vote or its height, by the loop's clock."""
         self._closed = False
 
     # --- life
@@ -124,6 +130,29 @@ class Agreement:
         # The greatest heights may be claims of members that lie.
         heights = sorted([self.ledger.head.number, *heard], reverse=True)
         return self.ledger.head.number >= heights[fault_max(len(heights))]
+
+    def validators(self) -> tuple[Address, ...]:
+        """Who decides the next block."""
+        return self.ledger.validators()
+
+    def heard_since(self, since_s: float) -> frozenset[Address]:
+        """The members that sent a vote or their height since then, by the loop's clock."""
+        return frozenset(member for member, at_s in self._heard_s.items() if at_s >= since_s)
+
+    @property
+    def heights(self) -> Mapping[Address, int]:
+        """The height that each member in reach claims."""
+        connected = self._transport.connected()
+        return {member: height for member, height in self._heights.items() if member in connected}
+
+    def recover(self, recovery: Recovery) -> None:
+        """Take part in deciding the block that replaces the validators; RejectedError says why not."""
+        self.ledger.begin_recovery(recovery)
+        logger.warning("height %d: the validators are replaced by a manifest", self.ledger.head.number + 1)
+        # What the validators before said at this height is put aside with their machine.
+        self._consensus = None
+        self._arm()
+        self._enter_height()
 
     def _answering(self, handler: Handler) -> Handler:
         """A member's fault drops its message; this node's own (a full disk) is the node's to handle."""
@@ -180,6 +209,11 @@ class Agreement:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
+    def _judge(self, payload: bytes, proposer: Address) -> bool:
+        """Whose block it is decides who proposes next: nobody puts another's name there (validateNonPreparedBlock)."""
+        header, _ = decode_block(decode_payload(payload)[0])
+        return header.coinbase == proposer and self.ledger.judge(payload, self._now_ms())
+
     def _enter_height(self) -> None:
         """Take part in the decision of the next height, if this node is one of its validators."""
         height, proposers = self.ledger.head.number + 1, self.ledger.proposers()
@@ -187,14 +221,15 @@ class Agreement:
             if self._consensus is not None:
                 logger.info("height %d: this node does not vote", height)
             self._consensus = None
-        elif self._consensus is None:
+        elif self._consensus is None or self._vote_chain != self.ledger.vote_chain:
+            self._vote_chain = self.ledger.vote_chain
             self._consensus = Consensus(
-                chain_id=self.ledger.chain_id,
+                chain_id=self._vote_chain,
                 height=height,
                 proposers=proposers,
                 authenticator=self._authenticator,
                 build=lambda: self.ledger.build(self._now_ms(), self._me),
-                judge=lambda payload: self.ledger.judge(payload, self._now_ms()),
+                judge=self._judge,
                 digest_of=self.ledger.digest_of,
                 timeout_s=self._view_timeout_s,
                 saved=self.ledger.saved_vote(height),
@@ -209,6 +244,7 @@ class Agreement:
 
     async def _receive_consensus(self, member: Address, payload: bytes) -> bytes:
         consensus = self._consensus
+        self._heard_s[member] = self._now()
         if consensus is not None:
             self._perform(consensus.receive(payload, self._now()))
             if consensus.height_seen > self.ledger.head.number + 1:
@@ -284,6 +320,7 @@ class Agreement:
         return b""
 
     async def _receive_head(self, member: Address, payload: bytes) -> bytes:
+        self._heard_s[member] = self._now()
         self._heights[member] = number(unpack(payload, max_bytes=64))
         if self._heights[member] > self.ledger.head.number:
             self._sync_soon()

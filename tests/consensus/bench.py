@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from sim.cheap import CHAIN_ID, GENESIS, KeyedHash, digest_of, make_payload, recover, validator_addresses
+from sim.cheap import CHAIN_ID, GENESIS, KeyedHash, builder_of, digest_of, make_payload, recover, validator_addresses
 from swarm.consensus import Broadcast, Decide, Effect, Qbft, Save, check_certificate
 from swarm.consensus.messages import (
     Commit,
@@ -66,9 +66,9 @@ class Bench:
         def build() -> bytes | None:
             return self.built.get(index, lambda: payload_of(index))()
 
-        def judge(payload: bytes) -> bool:
+        def judge(payload: bytes, proposer: Address) -> bool:
             self.judged.append((index, payload))
-            return payload[65] == 1
+            return payload[65] == 1 and builder_of(payload) == proposer
 
         return self._machine(
             chain_id=CHAIN_ID,

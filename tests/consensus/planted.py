@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swarm.consensus import Certificate, Consensus, Decide, Qbft
+from swarm.consensus import Certificate, Consensus, Decide, Effect, Qbft
 from swarm.consensus.messages import Proposal, commit_digest
 from swarm.consensus.quorum import quorum
 from swarm.consensus.record import Lock
@@ -112,3 +112,75 @@ class Hurries(Qbft):
     def _enter(self, view: int, now_s: float) -> None:
         super()._enter(view, now_s)
         self._run_timer(now_s)
+
+
+class _BelievesAnyLock(Voters):
+    def check_justification(self, proposal: Proposal) -> None:
+        """The rule without its last step: any of the prepared values will do, not only that of the highest view."""
+        prepared = [promise.prepared for promise in proposal.round_changes if promise.prepared is not None]
+        mine = [entry for entry in prepared if entry.digest == proposal.digest]
+        if proposal.view == 0 or len(prepared) < 2 or not mine:
+            super().check_justification(proposal)
+        else:
+            self.check_prepares(mine[0], proposal.prepares, proposal)
+
+
+class _AnyLock(Qbft):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._voters.__class__ = _BelievesAnyLock
+
+
+class AnyLock(Consensus):
+    """A proposal may be what was prepared in a lower view than the highest that its round changes show."""
+
+    machine = _AnyLock
+
+
+class _AnyProposer(Qbft):
+    def _take_proposal(self, message: Proposal) -> bool:
+        proposer = self._voters.proposer
+        sender = self._voters.sender(message)
+        self._voters.proposer = lambda view: sender  # type: ignore[method-assign]
+        try:
+            return super()._take_proposal(message)
+        finally:
+            self._voters.proposer = proposer  # type: ignore[method-assign]
+
+
+class AnyProposer(Consensus):
+    """Whoever proposes first is believed."""
+
+    machine = _AnyProposer
+
+
+class _NeverJumps(Qbft):
+    def _upon_f_plus_1_round_change(self, now_s: float) -> None:
+        return
+
+
+class NeverJumps(Consensus):
+    """f + 1 members in later views take nobody along."""
+
+    machine = _NeverJumps
+
+
+class _Impatient(Qbft):
+    def _run_timer(self, now_s: float) -> None:
+        self._view_deadline_s = now_s + self._timeout_s
+
+
+class Impatient(Consensus):
+    """The time of a view does not grow."""
+
+    machine = _Impatient
+
+
+class OldValidators(Consensus):
+    """A change of validators is not noticed by who goes on."""
+
+    def advance(
+        self, height: int, proposers: tuple[Address, ...], now_s: float, *, saved: bytes | None = None
+    ) -> list[Effect]:
+        """As if the validators were those of the height before."""
+        return super().advance(height, self._proposers, now_s, saved=saved)

@@ -36,7 +36,7 @@ def consensus_of(index: int, *, saved: bytes | None = None, height: int = 1) -> 
         proposers=VALIDATORS,
         authenticator=KEYS[index],
         build=lambda: payload(made[0].height, index),
-        judge=lambda data: data[65] == 1,
+        judge=lambda data, proposer: data[65] == 1,
         digest_of=digest_of,
         timeout_s=1.0,
         saved=saved,

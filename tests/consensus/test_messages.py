@@ -121,7 +121,7 @@ def test_a_validator_survives_any_bytes(message: Message, data: st.DataObject) -
         proposers=bench.addresses,
         authenticator=bench.keys[0],
         build=lambda: payload_of(0),
-        judge=lambda payload: True,
+        judge=lambda payload, proposer: True,
         digest_of=digest_of,
         timeout_s=1.0,
     )

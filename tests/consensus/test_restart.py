@@ -74,7 +74,7 @@ def test_a_single_validator_that_died_between_its_vote_and_its_block_decides_the
 def test_a_validator_restored_in_a_later_view_still_gives_that_view_up() -> None:
     """Found by the simulator: it had come to the view by a proposal, so nobody's round change started its clock."""
     bench = Bench()
-    bench.give(bench.proposal(1, 1, E, [bench.change(i, 1) for i in (0, 1, 3)]), 2)
+    bench.give(bench.proposal(1, 1, changes=[bench.change(i, 1) for i in (0, 1, 3)]), 2)
     bench.restart(2)
     assert only(RoundChange, bench.give_up(2)).view == 2
 

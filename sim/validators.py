@@ -1,0 +1,566 @@
+"""Does the ledger fork, or stop for ever? One small world of validators with the real machines answers for each seed.
+
+A world has a virtual clock, a network that delays, loses, doubles, reorders and divides, disks that are slow, crashes
+between any two effects and in the middle of a write, clocks that run apart, validators that change with a block, and up
+to f traitors (`sim.traitors`). It heals after a while (`sim.weather`); then every honest member must reach the last
+height. At no time may two of them hold different blocks, an invalid one or one without a valid certificate, contradict
+their own votes, or prepare what the view's proposer never proposed. Everything is drawn from the seed: the same seed is
+the same story. Many seeds are `sim.consensus`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+
+from sim.cheap import (
+    CHAIN_ID,
+    GENESIS,
+    KeyedHash,
+    builder_of,
+    digest_of,
+    is_valid,
+    make_payload,
+    recover,
+    validator_addresses,
+)
+from sim.traitors import Heard, Traitor
+from sim.weather import Weather
+from swarm.consensus import (
+    Broadcast,
+    Certificate,
+    Consensus,
+    Decide,
+    Effect,
+    Help,
+    Save,
+    check_certificate,
+)
+from swarm.consensus.messages import Commit, Message, Prepare, Proposal, RoundChange, decode_message, encode_message
+from swarm.encoding import Address, Digest, short
+from swarm.errors import PeerError
+
+TIMEOUT_S = 1.0
+HEALED_S_MAX = 200.0
+"""A healed world that is not through by then has stopped: half of them need 1 s, the slowest of 20,000 needed 60 s."""
+EVENTS_MAX = 200_000
+BEAT_S = 2.0
+"""How often a member tells another how far it is: who does not vote hears of blocks in no other way."""
+
+
+class BrokenError(Exception):
+    """What must never happen has happened."""
+
+
+class Member:
+    """An honest validator: its disk, its clock, and while it runs its machine."""
+
+    def __init__(self, address: Address, rng: random.Random) -> None:
+        self.address = address
+        self.keys = KeyedHash(address)
+        self.chain: list[tuple[bytes, Certificate]] = []
+        self.saved: dict[int, bytes] = {}
+        self.consensus: Consensus | None = None
+        self.up = False
+        self.life = 0
+        self.built = 0
+        self.tick_s: float | None = None
+        self.syncing = False
+        self.writing: list[Callable[[], None]] | None = None
+        """While a vote is on its way to the disk: what waits for it."""
+        self.rate = rng.uniform(0.9, 1.1)
+        self.offset_s = rng.uniform(0.0, 100.0)
+
+
+class Simulation:
+    """One world of one seed."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        validators: int,
+        heights: int = 3,
+        traitors: bool = True,
+        machine: type[Consensus] = Consensus,
+        saves: bool = True,
+        watch_votes: bool = True,
+        certificates: Callable[..., None] = check_certificate,
+        story: Callable[[str], None] | None = None,
+    ) -> None:
+        self.rng = rng = random.Random(seed * 1000 + validators)
+        self.timeout_s = TIMEOUT_S
+        self.crashes = 0
+        self.changes = 0
+        self.now_s = 0.0
+        self.heights = heights
+        self.decided: list[tuple[bytes, Certificate]] = []
+        self.healed = False
+        self.events = 0
+        self.weather = weather = Weather.drawn(rng, validators, traitors=traitors)
+        self.everybody = validator_addresses(validators + weather.changes)
+        self._machine, self._saves, self._watch_votes, self._certificates = machine, saves, watch_votes, certificates
+        self._story = story
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self._validators = [self.everybody[:validators]]
+        self._proposers = [self.everybody[:validators]]
+        self._proposed: set[tuple[int, int, Digest]] = set()
+        self._votes: dict[tuple[Address, int, type[Message], int], object] = {}
+        self._sides: dict[Address, int] = {}
+        liars = set(rng.sample(self.everybody, weather.traitors))
+        self.members = {address: Member(address, rng) for address in self.everybody if address not in liars}
+        heard: defaultdict[int, Heard] = defaultdict(Heard)
+        self.traitors = {address: Traitor(self, address, heard, Consensus) for address in liars}
+        self._traitor_tick_s: dict[Address, float | None] = dict.fromkeys(liars)
+
+    # --- the run
+
+    def run(self) -> None:
+        """Play the world to its end; BrokenError says what went wrong."""
+        if self._story:
+            self._story(self.weather.told())
+        for address in self.members:
+            self._start(address)
+        for address in self.traitors:
+            self._at(self.rng.uniform(0, 2), partial(self._traitor_wakes, address))
+        for _ in range(self.weather.divisions):
+            self._at(self.rng.uniform(0, self.weather.heal_s), self._divide)
+        if self.weather.changes:
+            for address in self.members:
+                self._at(self.rng.uniform(0, BEAT_S), partial(self._beat, address))
+        self._at(self.weather.heal_s, self._heal)
+        queue = self._queue
+        limit_s = self.weather.heal_s + HEALED_S_MAX
+        while queue:
+            self.now_s, _, act = heappop(queue)
+            act()
+            self.events += 1
+            if self.healed and self._through():
+                return
+            if self.now_s > limit_s or self.events > EVENTS_MAX:
+                break
+        raise BrokenError(
+            f"it stopped: {self.events} events and {self.now_s - self.weather.heal_s:.0f} s after the network healed, "
+            f"heights are {[len(member.chain) for member in self.members.values()]} of {self.heights}"
+        )
+
+    def _through(self) -> bool:
+        return all(len(m.chain) >= self.heights for m in self.members.values() if m.up)
+
+    def _at(self, time_s: float, act: Callable[[], None]) -> None:
+        self._sequence += 1
+        heappush(self._queue, (time_s, self._sequence, act))
+
+    def _tell(self, member: Address, what: str) -> None:
+        if self._story:
+            self._story(f"{self.now_s:8.3f} {short(member)[:2]} {what}")
+
+    # --- what a traitor may ask (sim.traitors.World)
+
+    @property
+    def heights_open(self) -> range:
+        """The heights that somebody honest is still at, and the next; a traitor knows all."""
+        return range(min(len(member.chain) for member in self.members.values()) + 1, len(self.decided) + 2)
+
+    def proposers(self, height: int) -> tuple[Address, ...]:
+        """The ledger's rule: who built the last block goes on, and now and then the next one begins."""
+        while len(self._proposers) < height:
+            last = len(self._proposers)
+            builder, order = builder_of(self.decided[last - 1][0]), self.validators(last + 1)
+            rotate = last % 4 == 0
+            first = next((i for i, one in enumerate(order) if (one > builder if rotate else one >= builder)), 0)
+            self._proposers.append(order[first:] + order[:first])
+        return self._proposers[height - 1]
+
+    def validators(self, height: int) -> tuple[Address, ...]:
+        """Who decides a height, sorted: a block's digest says whether somebody else sits out from the next one on."""
+        while len(self._validators) < height:
+            digest, found = digest_of(self.decided[len(self._validators) - 1][0]), self._validators[-1]
+            if self.weather.changes and digest[0] < 128:
+                out = self.everybody[digest[1] % len(self.everybody)]
+                self.changes += out in found
+                found = tuple(address for address in self.everybody if address != out)
+            self._validators.append(found)
+        return self._validators[height - 1]
+
+    def parent(self, height: int) -> Digest:
+        """The digest of the block below a height."""
+        return digest_of(self.decided[height - 2][0]) if height > 1 else GENESIS
+
+    def post(self, sender: Address, receiver: Address, message: Message) -> None:
+        """Hand a message to the network, which does with it what the weather says."""
+        rng, weather = self.rng, self.weather
+        if sender in self.traitors:
+            self._note(sender, message)
+        if self.healed:
+            if rng.random() < weather.loss_after:
+                return
+            delay_s = weather.least_after_s + rng.random() * min(weather.delay_s, 0.1)
+            self._at(self.now_s + delay_s, partial(self._deliver, receiver, message))
+            return
+        if self._sides and self._sides[sender] != self._sides[receiver]:
+            return
+        if rng.random() < weather.loss[type(message)]:
+            return
+        for _ in range(2 if rng.random() < weather.double else 1):
+            delay_s = rng.random() * (5.0 if rng.random() < weather.slow else weather.delay_s)
+            self._at(self.now_s + delay_s, partial(self._deliver, receiver, message))
+
+    def show(self, sender: Address, receiver: Address, payload: bytes, certificate: Certificate) -> None:
+        """Send a decided block, or what is passed off as one."""
+        if self._sides and self._sides[sender] != self._sides[receiver]:
+            return
+        if self.rng.random() < (self.weather.loss_after if self.healed else self.weather.loss[Commit]):
+            return
+        delay_s = self.rng.random() * self.weather.news_s
+        self._at(self.now_s + delay_s, partial(self._show, receiver, payload, certificate))
+
+    # --- events
+
+    def _deliver(self, address: Address, message: Message) -> None:
+        member, traitor = self.members.get(address), self.traitors.get(address)
+        if traitor is not None:
+            traitor.hear(message)
+            self._arm_traitor(address)
+        if member is None or member.consensus is None or self._waits(member, partial(self._deliver, address, message)):
+            return
+        consensus = member.consensus
+        try:
+            if self._sequence % 64 == 0:
+                effects = consensus.receive(encode_message(message), self._clock(member))
+            else:
+                effects = consensus.accept(message, self._clock(member))
+        except PeerError as error:
+            self._tell(address, f"refuses {_short(message)}: {error}")
+            return
+        if effects and self._story:
+            self._tell(address, f"got {_short(message)}")
+        self._perform(member, effects)
+        if consensus.height_seen > consensus.height and not member.syncing:
+            member.syncing = True
+            self._at(self.now_s + self.rng.random() * self.weather.news_s, partial(self._sync, member))
+
+    def _tick(self, member: Member, life: int, tick_s: float) -> None:
+        if member.life != life or member.tick_s != tick_s or member.consensus is None:
+            return
+        if self._waits(member, partial(self._tick, member, life, tick_s)):
+            return
+        member.tick_s = None
+        self._tell(member.address, f"deadline in view {member.consensus.view}")
+        self._perform(member, member.consensus.tick(self._clock(member)))
+
+    def _wake(self, member: Member, life: int, height: int) -> None:
+        """A transaction waits at this member, until a block takes it."""
+        consensus = member.consensus
+        if consensus is None or member.life != life or consensus.height != height or len(member.chain) >= height:
+            return
+        if self._waits(member, partial(self._wake, member, life, height)):
+            return
+        self._at(self.now_s + 3.0, partial(self._wake, member, life, height))
+        self._perform(member, consensus.wake(self._clock(member)))
+
+    def _sync(self, member: Member) -> None:
+        member.syncing = False
+        others = [other for other in self.members.values() if len(other.chain) > len(member.chain)]
+        if member.up and others:
+            source = self.rng.choice(others)
+            for payload, certificate in source.chain[len(member.chain) :]:
+                self.show(source.address, member.address, payload, certificate)
+
+    def _show(self, address: Address, payload: bytes, certificate: Certificate) -> None:
+        member = self.members.get(address)
+        if member is None or not member.up or self._waits(member, partial(self._show, address, payload, certificate)):
+            return
+        height = len(member.chain) + 1
+        if payload[5:9] != height.to_bytes(4, "big") or height > len(self.decided) + 1:
+            return
+        try:
+            self._check(height, payload, certificate)
+        except PeerError as error:
+            self._tell(address, f"refuses a block: {error}")
+            return
+        self._append(member, payload, certificate, "is shown")
+
+    def _beat(self, address: Address) -> None:
+        member = self.members.get(address)
+        if member is None:
+            return
+        if member.up and not member.syncing:
+            self._sync(member)
+        self._at(self.now_s + BEAT_S, partial(self._beat, address))
+
+    def _start(self, address: Address) -> None:
+        member = self.members.get(address)
+        if member is None or member.up:
+            return
+        member.up = True
+        height = len(member.chain) + 1
+        if member.life:
+            self._tell(address, f"is back at height {height}" + (", with votes" if height in member.saved else ""))
+        self._enter_height(member)
+
+    def _enter_height(self, member: Member) -> None:
+        """Take part in the next decision, or follow."""
+        height = len(member.chain) + 1
+        proposers, saved, clock_s = self.proposers(height), member.saved.get(height), self._clock(member)
+        if member.address not in proposers:
+            member.consensus = None
+            self._arm(member)
+            return
+        if member.consensus is not None:
+            effects = member.consensus.advance(height, proposers, clock_s, saved=saved)
+        else:
+            member.consensus = self._machine(
+                chain_id=CHAIN_ID,
+                height=height,
+                proposers=proposers,
+                authenticator=member.keys,
+                build=partial(self._build, member),
+                judge=partial(self._judge, member),
+                digest_of=digest_of,
+                timeout_s=TIMEOUT_S,
+                saved=saved,
+                now_s=clock_s,
+            )
+            effects = member.consensus.resume(clock_s)
+        self._expect_transaction(member)
+        self._perform(member, effects)
+
+    def _crash(self, member: Member) -> None:
+        member.up, member.consensus, member.tick_s, member.writing = False, None, None, None
+        member.life += 1
+        self.crashes += 1
+        torn = bool(member.chain) and self.rng.random() < self.weather.torn
+        if torn:
+            member.chain.pop()
+        self._tell(member.address, "crashes" + (" and loses its last block" if torn else ""))
+        self._at(self.now_s + self.rng.uniform(0.05, 4.0), partial(self._start, member.address))
+
+    def _divide(self) -> None:
+        if self.healed:
+            return
+        self._sides = {address: self.rng.randrange(2) for address in self.everybody}
+        self._tell(self.everybody[0], f"the network divides: {list(self._sides.values())}")
+        self._at(self.now_s + self.weather.divided_s, self._join)
+
+    def _join(self) -> None:
+        self._sides = {}
+        self._tell(self.everybody[0], "the network is whole again")
+
+    def _heal(self) -> None:
+        self._join()
+        self.healed = True
+        dead = self.rng.sample(sorted(self.members), self.weather.lost_for_good)
+        for address in dead:
+            self._tell(address, "is gone for good")
+            member = self.members.pop(address)
+            member.up, member.consensus, member.life = False, None, member.life + 1
+        for address in self.members:
+            self._start(address)
+
+    def _traitor_wakes(self, address: Address) -> None:
+        self.traitors[address].wake()
+        self._arm_traitor(address)
+        if not self.healed:
+            self._at(self.now_s + self.rng.uniform(1, 4), partial(self._traitor_wakes, address))
+
+    def _traitor_ticks(self, address: Address, tick_s: float) -> None:
+        if self._traitor_tick_s[address] == tick_s:
+            self._traitor_tick_s[address] = None
+            self.traitors[address].tick()
+            self._arm_traitor(address)
+
+    # --- what an honest member's shell does
+
+    def _waits(self, member: Member, act: Callable[[], None]) -> bool:
+        """Whether the member is busy writing; then the act comes after that."""
+        if member.writing is None:
+            return False
+        member.writing.append(act)
+        return True
+
+    def _written(self, member: Member, life: int, save: Save, rest: Sequence[Effect]) -> None:
+        """A vote has reached the disk, or a crash came meanwhile: then all of it is there, or nothing."""
+        if member.life != life:
+            return
+        crashes = not self.healed and self.rng.random() < self.weather.crash
+        if not crashes or self.rng.random() < 0.5:
+            self._keep(member, save)
+        if crashes:
+            self._crash(member)
+            return
+        waiting, member.writing = member.writing or [], None
+        self._perform(member, rest)
+        for act in waiting:
+            act()
+
+    def _keep(self, member: Member, save: Save) -> None:
+        if self._saves:
+            member.saved[save.height] = save.record
+
+    def _perform(self, member: Member, effects: Sequence[Effect]) -> None:
+        for position, effect in enumerate(effects):
+            if self.weather.crash and not self.healed and self.rng.random() < self.weather.crash:
+                self._crash(member)
+                return
+            match effect:
+                case Save() if self.weather.disk_s:
+                    member.writing = []
+                    disk_s = self.rng.random() * (
+                        min(self.weather.disk_s, 0.05) if self.healed else self.weather.disk_s
+                    )
+                    rest = effects[position + 1 :]
+                    self._at(self.now_s + disk_s, partial(self._written, member, member.life, effect, rest))
+                    return
+                case Save():
+                    self._keep(member, effect)
+                case Broadcast(message=data):
+                    message = decode_message(data)
+                    self._watch(member.address, message)
+                    self._tell(member.address, f"sends {_short(message)}")
+                    for receiver in self.validators(message.height):
+                        if receiver != member.address:
+                            self.post(member.address, receiver, message)
+                case Decide(payload=payload, certificate=certificate, height=height):
+                    try:
+                        self._check(height, payload, certificate)
+                    except PeerError as error:
+                        raise BrokenError(f"{short(member.address)} decided without a certificate: {error}") from error
+                    self._append(member, payload, certificate, "decides")
+                case Help(member=laggard, height=height):
+                    if height <= len(member.chain):
+                        self.show(member.address, laggard, *member.chain[height - 1])
+        self._arm(member)
+
+    def _append(self, member: Member, payload: bytes, certificate: Certificate, how: str) -> None:
+        height, digest = len(member.chain) + 1, digest_of(payload)
+        self._tell(member.address, f"{how} {short(digest)} at height {height}, view {certificate.view}")
+        if height <= len(self.decided):
+            agreed = digest_of(self.decided[height - 1][0])
+            if digest != agreed:
+                raise BrokenError(
+                    f"a fork: {short(member.address)} has {short(digest)} at height {height}, "
+                    f"others have {short(agreed)}"
+                )
+        elif not is_valid(payload, height=height, parent=self.parent(height)):
+            raise BrokenError(f"{short(member.address)} decided an invalid block at height {height}")
+        else:
+            self.decided.append((payload, certificate))
+        member.chain.append((payload, certificate))
+        if builder_of(payload) == member.address:
+            for address in set(self.everybody) - set(self.validators(height + 1)):
+                self.show(member.address, address, payload, certificate)
+        self._enter_height(member)
+
+    def _expect_transaction(self, member: Member) -> None:
+        height = len(member.chain) + 1
+        if height <= self.heights:
+            late = self.rng.random() < 0.3
+            wait_s = self.rng.random() * (6.0 if late else 0.2)
+            self._at(self.now_s + wait_s, partial(self._wake, member, member.life, height))
+
+    def _note(self, sender: Address, message: Message) -> None:
+        """Remember what the proposer of a view proposed."""
+        if isinstance(message, Proposal) and message.height <= len(self.decided) + 1:
+            proposers = self.proposers(message.height)
+            if proposers[message.view % len(proposers)] == sender:
+                self._proposed.add((message.height, message.view, message.digest))
+
+    def _build(self, member: Member) -> bytes | None:
+        if not self.healed and self.rng.random() < self.weather.nothing_to_build:
+            return None
+        member.built += 1
+        height = len(member.chain) + 1
+        counter = member.life * 1000 + member.built
+        return make_payload(height=height, parent=self.parent(height), builder=member.address, counter=counter)
+
+    def _judge(self, member: Member, payload: bytes, proposer: Address) -> bool:
+        height = len(member.chain) + 1
+        return builder_of(payload) == proposer and is_valid(payload, height=height, parent=self.parent(height))
+
+    def _arm(self, member: Member) -> None:
+        if member.consensus is None or member.consensus.deadline_s is None:
+            member.tick_s = None
+            return
+        tick_s = max(self.now_s, (member.consensus.deadline_s - member.offset_s) / member.rate + 1e-9)
+        if tick_s != member.tick_s:
+            member.tick_s = tick_s
+            self._at(tick_s, partial(self._tick, member, member.life, tick_s))
+
+    def _arm_traitor(self, address: Address) -> None:
+        deadline_s = self.traitors[address].deadline_s
+        if deadline_s is not None and deadline_s != self._traitor_tick_s[address]:
+            self._traitor_tick_s[address] = deadline_s
+            self._at(max(self.now_s, deadline_s), partial(self._traitor_ticks, address, deadline_s))
+
+    def _clock(self, member: Member) -> float:
+        return self.now_s * member.rate + member.offset_s
+
+    # --- what must hold
+
+    def _check(self, height: int, payload: bytes, certificate: Certificate) -> None:
+        self._certificates(
+            certificate,
+            chain_id=CHAIN_ID,
+            height=height,
+            digest=digest_of(payload),
+            validators=self.validators(height),
+            recover=recover,
+        )
+
+    def _watch(self, address: Address, message: Message) -> None:
+        """An honest member says one thing in a view, and nothing new in a view that it has given up."""
+        if not self._watch_votes:
+            return
+        self._note(address, message)
+        content = message.prepared if isinstance(message, RoundChange) else message.digest
+        said = self._votes.setdefault((address, message.height, type(message), message.view), content)
+        if said != content:
+            raise BrokenError(f"{short(address)} contradicts an earlier {_short(message)}")
+        if isinstance(message, Prepare) and (message.height, message.view, message.digest) not in self._proposed:
+            raise BrokenError(f"{short(address)} prepares what the view's proposer never proposed: {_short(message)}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one world ended."""
+
+    seed: int
+    failure: str | None
+    events: int
+    healed_s: float
+    """The virtual time it needed after it healed."""
+    views: int
+    """The highest view in which a block was decided."""
+    changes: int
+    """How often another validator sat out."""
+    crashes: int
+
+
+def run_seed(seed: int, **settings: object) -> Outcome:
+    """Play one world; the settings are `Simulation`'s."""
+    world = Simulation(seed, **settings)  # type: ignore[arg-type]
+    failure = None
+    try:
+        world.run()
+    except BrokenError as error:
+        failure = str(error)
+    views = max((certificate.view for _, certificate in world.decided), default=0)
+    healed_s = world.now_s - world.weather.heal_s
+    return Outcome(seed, failure, world.events, healed_s, views, world.changes, world.crashes)
+
+
+def _short(message: Message) -> str:
+    match message:
+        case RoundChange(prepared=prepared):
+            what = (
+                "without a lock" if prepared is None else f"locked on {short(prepared.digest)} of view {prepared.view}"
+            )
+        case Proposal() | Prepare() | Commit():
+            what = short(message.digest)
+    return f"{type(message).__name__} {message.height}/{message.view} {what} by {message.signature[44:45].hex()}"
