@@ -234,6 +234,15 @@ def absence() -> uint256:
 
 @external
 @view
+def floor() -> uint256:
+    """
+    @notice Neither leave nor standby takes the standing validators below this many
+    """
+    return self._floor()
+
+
+@external
+@view
 def standbys() -> DynArray[address, MEMBERS_MAX]:
     """
     @notice The members that others put on standby and that have not resumed
@@ -548,12 +557,18 @@ def _stands(member: address) -> bool:
 
 @internal
 @view
-def _check_floor():
+def _floor() -> uint256:
     validators: uint256 = 0
     for one: address in self.roll:
         if self.records[one].validator:
             validators += 1
-    assert len(self.voters) > min(FLOOR, validators), "too few validators would stand"
+    return min(FLOOR, validators)
+
+
+@internal
+@view
+def _check_floor():
+    assert len(self.voters) > self._floor(), "too few validators would stand"
 
 
 @internal

@@ -49,7 +49,7 @@ class Member:
     """SHA-256 of its certificate, zero where it has none."""
     validator: bool
     standing: bool
-    """False: a validator on planned leave."""
+    """False: a validator on planned leave or on standby."""
 
 
 class ProposalKind(IntEnum):
@@ -199,6 +199,22 @@ class Contracts:
     async def validators(self) -> tuple[Address, ...]:
         """The validators that stand."""
         return tuple(await self._ask_consortium("getValidators"))
+
+    async def floor(self) -> int:
+        """Below so many standing validators neither leave nor standby takes them."""
+        return int(await self._ask_consortium("floor"))
+
+    async def absence_s(self) -> float:
+        """How long a validator is silent before others report it, and how long a report counts."""
+        return int(await self._ask_consortium("absence")) / await self._ticks_per_second()
+
+    async def standbys(self) -> tuple[Address, ...]:
+        """The members that others put on standby."""
+        return tuple(await self._ask_consortium("standbys"))
+
+    async def reporters(self, member: Address) -> tuple[Address, ...]:
+        """The validators whose report of this member's absence counts now."""
+        return tuple(await self._ask_consortium("reportersOf", member))
 
     async def quorum(self) -> int:
         """How many members approve what then happens: two thirds, rounded up."""
@@ -405,8 +421,12 @@ class Contracts:
         """A validator's planned leave."""
         return self._to_consortium("stand down", "standDown")
 
+    def report_absent(self, member: Address) -> Call:
+        """A validator's word that another has been silent for long."""
+        return self._to_consortium(f"report {checksum(member)} absent", "reportAbsent", member)
+
     def resume(self) -> Call:
-        """The end of a validator's leave."""
+        """The end of a validator's leave or standby, and its sign of life where others report it."""
         return self._to_consortium("resume", "resume")
 
     def withdraw(self, run: int) -> Call:

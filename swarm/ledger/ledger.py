@@ -161,6 +161,11 @@ class Ledger:
     # --- where the ledger is
 
     @property
+    def folder(self) -> Path:
+        """Where the ledger lies."""
+        return self._database.folder
+
+    @property
     def head(self) -> Head:
         """The last decided block."""
         header = self._header

@@ -17,6 +17,7 @@ from swarm.ledger.ledger import Ledger
 from swarm.ledger.rpc import LedgerProvider, Rpc
 from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
+from swarm.node.standby import Standby
 from swarm.rounds import fault_max
 
 if TYPE_CHECKING:
@@ -56,6 +57,14 @@ class EmbeddedChain:
         )
         self.rpc = Rpc(ledger, self.agreement.add_transaction)
         self.contracts = Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block)
+        self.standby = Standby(
+            identity=identity,
+            contracts=self.contracts,
+            agreement=self.agreement,
+            memory=ledger.folder / "silences.json",
+            clock=clock,
+            on_failure=self._on_failure,
+        )
         self.server = None if rpc is None else self._server(rpc)
 
     def _server(self, config: RpcConfig) -> Server:
@@ -83,11 +92,13 @@ class EmbeddedChain:
     def run(self) -> None:
         """Begin to vote and to follow."""
         self.agreement.run()
+        self.standby.run()
 
     async def stop(self) -> None:
         """Hang up on readers, and stop every timer and task of the agreement."""
         if self.server is not None:
             await self.server.close()
+        await self.standby.close()
         await self.agreement.close()
 
     async def close(self) -> None:
