@@ -129,8 +129,12 @@ class Connection:
                 self._take_plain(plain)
             self._proven()
 
-    def outgoing(self, size_bytes: int) -> bytes:
-        """The next bytes for the socket, about `size_bytes`; empty if nothing is to be sent."""
+    def outgoing(self, size_bytes: int, *, bulk: bool = True) -> bytes:
+        """The next bytes for the socket, about `size_bytes`; empty if nothing is to be sent.
+
+        Args:
+            bulk: requests and answers may go too, not only messages and what keeps the connection.
+        """
         clear = bytes(self._clear)
         self._clear.clear()
         if self._channel is None:
@@ -141,7 +145,7 @@ class Connection:
         if self._session is not None:
             if self._messages:
                 self._feed_messages()
-            plain = self._session.outgoing(size_bytes)
+            plain = self._session.outgoing(size_bytes, bulk=bulk)
             if plain:
                 self._channel.write(plain)
         return clear + self._channel.outgoing() if clear else self._channel.outgoing()
@@ -163,6 +167,16 @@ class Connection:
             self._channel.close()
             data += self._channel.outgoing()
         return data
+
+    @property
+    def bulk_waits(self) -> bool:
+        """Requests or answers have bytes to send, and room for them at the other side."""
+        return self._session is not None and self._session.bulk_waits
+
+    @property
+    def dropped(self) -> int:
+        """Messages that gave way because the queue was full."""
+        return self._messages.dropped
 
     @property
     def busy(self) -> bool:

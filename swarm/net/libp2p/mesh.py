@@ -7,22 +7,21 @@ address a peer, waits 250 ms after it has succeeded, remembers a failure for a m
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import logging
 import random
-import socket
 from collections import Counter
 from collections.abc import Mapping
 from typing import Protocol
 
 from swarm.encoding import Address, short
 from swarm.errors import ConfigError, PeerError
-from swarm.identity import address_of_peer_id
 from swarm.net.inbox import Done
 from swarm.net.libp2p.connection import Ask, Connection
+from swarm.net.libp2p.dialling import Place, cannot_listen, connect, places_of
+from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.security import Credentials
 from swarm.net.libp2p.wire import READ_BYTES, Wire
+from swarm.net.meter import Meter
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ HANDSHAKES_MAX = 64
 """Strangers let in to prove who they are, at once; then the oldest of the busiest address goes."""
 CONNECTIONS_MAX = 2
 """To one member: the one in use and the one that replaces it."""
-CONNECT_S = 3.0
-"""For one address of a name; then the next one is tried."""
 DIAL_FIRST_S, DIAL_MAX_S = 0.1, 5.0
 """Wait after a failed dial; doubles, with half to one and a half of it at random."""
 YIELD_S = 0.25
@@ -57,9 +54,10 @@ class Upcalls(Protocol):
 class _Peer:
     """A member and the connections to it."""
 
-    def __init__(self, address: Address, place: tuple[str, int] | None) -> None:
+    def __init__(self, address: Address, places: tuple[Place, ...]) -> None:
         self.address = address
-        self.place = place
+        self.places = places
+        """Where it can be dialled; the first is tried first, and is the last that worked."""
         self.wires: list[Wire] = []
         """Oldest first."""
         self.retiring: set[Wire] = set()
@@ -79,17 +77,27 @@ class Mesh:
 
     Args:
         listen: host and port; port 0 takes a free one.
-        ping_s: interval of silence after which a member is asked for a sign of life (see `Wire`).
+        ping_s: interval at which a member is asked for a sign of life (see `Wire`).
+        pace: how fast this node may send.
     """
 
     def __init__(
-        self, me: Address, credentials: Credentials, listen: tuple[str, int], upcalls: Upcalls, *, ping_s: float
+        self,
+        me: Address,
+        credentials: Credentials,
+        listen: Place,
+        upcalls: Upcalls,
+        *,
+        ping_s: float,
+        pace: Pace,
     ) -> None:
+        self.meter = Meter()
         self._me = me
         self._credentials = credentials
         self._listen = listen
         self._upcalls = upcalls
         self._ping_s = ping_s
+        self._pace = pace
         self._peers: dict[Address, _Peer] = {}
         self._wires: dict[Connection, Wire] = {}
         self._handshakes: dict[Wire, asyncio.TimerHandle] = {}
@@ -104,7 +112,7 @@ class Mesh:
         try:
             self._server = await asyncio.get_running_loop().create_server(self._accepted, host, port, backlog=256)
         except OSError as error:
-            raise ConfigError(_cannot_listen(host, port, error)) from error
+            raise ConfigError(cannot_listen(host, port, error)) from error
         for peer in self._peers.values():
             self._keep(peer)
         return int(self._server.sockets[0].getsockname()[1])
@@ -136,6 +144,7 @@ class Mesh:
         """The members and their endpoints; who is no longer one is cut."""
         for address in [address for address in self._peers if address not in members]:
             peer = self._peers.pop(address)
+            self.meter.peers.pop(address, None)
             if peer.keeper is not None:
                 peer.keeper.cancel()
             for wire in list(peer.wires):
@@ -143,14 +152,15 @@ class Mesh:
         for address, endpoint in members.items():
             if address == self._me:
                 continue
-            place = _place(address, endpoint)
+            places = _places(address, endpoint)
             known = self._peers.get(address)
             if known is None:
-                known = self._peers[address] = _Peer(address, place)
+                known = self._peers[address] = _Peer(address, places)
+                self.meter.of(address)
                 if self._server is not None:
                     self._keep(known)
-            elif known.place != place:
-                known.place = place
+            elif set(known.places) != set(places):
+                known.places = places
                 known.changed.set()
 
     def connected(self) -> frozenset[Address]:
@@ -162,7 +172,9 @@ class Mesh:
         peer = self._peers.get(member)
         wire = peer.current() if peer is not None else None
         if wire is not None:
+            before = wire.connection.dropped
             wire.connection.send(protocol, payload)
+            self.meter.of(member).dropped += wire.connection.dropped - before
             wire.flush_soon()
 
     def broadcast(self, protocol: str, payload: bytes) -> None:
@@ -177,7 +189,14 @@ class Mesh:
         if wire is None:
             done(None, "not connected")
             return None
-        ask = wire.connection.ask(protocol, payload, done)
+        traffic = self.meter.of(member)
+        traffic.requests += 1
+
+        def counted(answer: bytes | None, reason: str) -> None:
+            traffic.requests_failed += answer is None
+            done(answer, reason)
+
+        ask = wire.connection.ask(protocol, payload, counted)
         wire.flush_soon()
         return wire, ask
 
@@ -191,6 +210,7 @@ class Mesh:
 
     def admit(self, connection: Connection, remote: Address) -> None:
         if remote not in self._peers:
+            self._refuse(self._wires[connection], "no member")
             raise PeerError(f"{short(remote)} is no member", member=remote)
 
     def opened(self, connection: Connection) -> None:
@@ -203,6 +223,7 @@ class Mesh:
             return
         others = [other for other in peer.wires if other not in peer.retiring]
         peer.wires.append(wire)
+        wire.count(self.meter.of(peer.address))
         peer.changed.set()
         if not wire.ready.done():
             wire.ready.set_result(True)
@@ -236,15 +257,26 @@ class Mesh:
         if len(self._handshakes) >= HANDSHAKES_MAX:
             crowd = Counter(wire.host for wire in self._handshakes)
             busiest = crowd.most_common(1)[0][0]
-            next(wire for wire in self._handshakes if wire.host == busiest).cut("too many handshakes at once")
+            oldest = next(wire for wire in self._handshakes if wire.host == busiest)
+            self._refuse(oldest, "too many handshakes at once")
+            oldest.cut("too many handshakes at once")
         wire = self._wire(None)
-        loop = asyncio.get_running_loop()
-        self._handshakes[wire] = loop.call_later(HANDSHAKE_S, wire.cut, f"no handshake in {HANDSHAKE_S:g} s")
+        self._handshakes[wire] = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._too_slow, wire)
         return wire
+
+    def _too_slow(self, wire: Wire) -> None:
+        self._refuse(wire, "handshake too slow")
+        wire.cut(f"no handshake in {HANDSHAKE_S:g} s")
+
+    def _refuse(self, wire: Wire, kind: str) -> None:
+        """Count a connection that somebody else opened and that is sent away; once."""
+        if wire.connection.dialled is None and not wire.refused:
+            wire.refused = True
+            self.meter.refuse(kind)
 
     def _wire(self, dialled: Address | None) -> Wire:
         connection = Connection(self._credentials, self, dialled=dialled)
-        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, self._closed)
+        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, self._pace, self._closed)
         return wire
 
     def _settled(self, wire: Wire) -> None:
@@ -255,12 +287,15 @@ class Mesh:
     def _closed(self, wire: Wire) -> None:
         self._settled(wire)
         self._wires.pop(wire.connection, None)
+        if wire.connection.remote is None and wire.host:
+            self._refuse(wire, "broken off or wrong before a key was proven")
         peer = self._peers.get(wire.connection.remote or b"")
         if peer is not None and wire in peer.wires:
             peer.wires.remove(wire)
             peer.retiring.discard(wire)
             peer.changed.set()
             if not peer.wires:
+                self.meter.of(peer.address).lost += 1
                 logger.info("connection with %s lost: %s", short(peer.address), wire.reason)
 
     def _choose(self, peer: _Peer, others: list[Wire], newest: Wire) -> None:
@@ -308,10 +343,10 @@ class Mesh:
         if self._me > peer.address:
             await self._changed(peer, YIELD_S)
         while True:
-            if peer.wires or peer.place is None:
+            if peer.wires or not peer.places:
                 wait_s = DIAL_FIRST_S
                 await self._changed(peer, None)
-            elif not await self._dial(peer, peer.place):
+            elif not await self._dial(peer):
                 await self._changed(peer, wait_s * self._random.uniform(0.5, 1.5))
                 wait_s = min(wait_s * 2, DIAL_MAX_S)
             else:
@@ -326,11 +361,22 @@ class Mesh:
         except TimeoutError:
             return
 
-    async def _dial(self, peer: _Peer, place: tuple[str, int]) -> bool:
+    async def _dial(self, peer: _Peer) -> bool:
+        """Try every place; the one that works is tried first the next time."""
+        for place in peer.places:
+            if await self._dial_at(peer, place):
+                if place in peer.places:  # they may have changed meanwhile
+                    peer.places = (place, *(other for other in peer.places if other != place))
+                return True
+            if peer.wires:
+                return False  # it dialled us meanwhile
+        return False
+
+    async def _dial_at(self, peer: _Peer, place: Place) -> bool:
         wire = self._wire(peer.address)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                made = await _connect(*place)
+                made = await connect(*place)
                 await asyncio.get_running_loop().create_connection(lambda: wire, sock=made)
                 ready = await wire.ready
         except (OSError, TimeoutError) as error:
@@ -340,80 +386,16 @@ class Mesh:
             if not wire.ready.done() or not wire.ready.result():
                 wire.abort()
         if not ready:
+            traffic = self.meter.of(peer.address)
+            traffic.dials_failed += 1
+            traffic.last_failure = f"{place[0]} port {place[1]}: {wire.reason}"
             logger.debug("dialling %s at %s:%d failed: %s", short(peer.address), *place, wire.reason)
         return ready
 
 
-async def _connect(host: str, port: int) -> socket.socket:
-    """A connected socket, to the first address of the host that answers; OSError if none does.
-
-    Not asyncio's own: its race between addresses leaves a socket open when it is cancelled at the wrong moment.
-    """
-    loop = asyncio.get_running_loop()
-    last: OSError = OSError(f"{host} has no address")
-    for family, address in await _addresses(host, port):
-        made = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            made.setblocking(False)
-            async with asyncio.timeout(CONNECT_S):
-                await loop.sock_connect(made, address)
-        except OSError as error:  # a time-out is one
-            made.close()
-            last = error if error.args else OSError(f"{address[0]} does not answer in {CONNECT_S:g} s")
-        except BaseException:
-            made.close()
-            raise
-        else:
-            return made
-    raise last
-
-
-async def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
-    """Family and address of each place that a name has; an address is its own, without a thread to ask in."""
+def _places(address: Address, endpoint: str) -> tuple[Place, ...]:
     try:
-        literal = ipaddress.ip_address(host)
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
-    return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, (host, port))]
-
-
-def listen_place(listen: str) -> tuple[str, int]:
-    """Host and port of the multiaddr to listen on; ConfigError if it is none."""
-    try:
-        host, port, _ = _parse(listen)
-    except ValueError as error:
-        raise ConfigError(f"listen = {listen!r}: {error}; it has the form /ip4/0.0.0.0/tcp/4101") from error
-    return host, port
-
-
-def _place(address: Address, endpoint: str) -> tuple[str, int] | None:
-    try:
-        host, port, peer_id = _parse(endpoint)
-        if peer_id and address_of_peer_id(peer_id) != address:
-            raise ValueError("its PeerID is another member's")
+        return places_of(address, endpoint)
     except ValueError as error:
         logger.warning("%s cannot be dialled at %r: %s", short(address), endpoint, error)
-        return None
-    return host, port
-
-
-def _parse(text: str) -> tuple[str, int, str]:
-    """Host, port and PeerID ("" if there is none) of a multiaddr of TCP."""
-    parts = text.split("/")
-    if len(parts) not in (5, 7) or parts[0] or parts[1] not in ("ip4", "ip6", "dns", "dns4", "dns6"):
-        raise ValueError("no multiaddr of the form /ip4/1.2.3.4/tcp/4101/p2p/PEERID")
-    if parts[3] != "tcp" or not parts[4].isascii() or not parts[4].isdigit() or int(parts[4]) > 65535:
-        raise ValueError(f"{'/'.join(parts[3:5])!r} is no TCP port")
-    if len(parts) == 7 and parts[5] != "p2p":
-        raise ValueError(f"{parts[5]!r} stands where p2p belongs")
-    return parts[2], int(parts[4]), parts[6] if len(parts) == 7 else ""
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> str:
-    why = {
-        errno.EADDRINUSE: "another process has it; stop that one or choose another port",
-        errno.EACCES: "this user may not take it; choose a port from 1024 on, or grant CAP_NET_BIND_SERVICE",
-        errno.EADDRNOTAVAIL: "this machine has no such address; 0.0.0.0 listens on all it has",
-    }.get(error.errno or 0, str(error))
-    return f"cannot listen on {host} port {port}: {why} (the setting `listen` of the site)"
+        return ()

@@ -9,8 +9,11 @@ from swarm.encoding import Address, short
 from swarm.errors import UnavailableError
 from swarm.identity import Identity
 from swarm.net.inbox import Inbox
-from swarm.net.libp2p.mesh import Mesh, listen_place
+from swarm.net.libp2p.dialling import listen_place
+from swarm.net.libp2p.mesh import Mesh
+from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.security import Credentials
+from swarm.net.meter import Meter
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
 
 PING_S = 15.0
@@ -22,18 +25,22 @@ class Libp2pTransport:
     Args:
         identity: the node's key; its PeerID is what others dial.
         listen: a multiaddr, `/ip4/0.0.0.0/tcp/4101`; port 0 takes a free one.
-        ping_s: a member that is silent this long is asked for a sign of life, and given up after three times it.
+        ping_s: how often a member is asked for a sign of life; three times of silence and it is given up.
+        upload_bytes_s: the most to send in a second, over all members; votes and blocks do not wait for it.
 
     Raises:
         ConfigError: `listen` is no such multiaddr.
     """
 
-    def __init__(self, identity: Identity, listen: str, *, ping_s: float = PING_S) -> None:
+    def __init__(
+        self, identity: Identity, listen: str, *, ping_s: float = PING_S, upload_bytes_s: float | None = None
+    ) -> None:
         self._identity = identity
         self._listen = listen
         self._inbox = Inbox()
         place = listen_place(listen)
-        self._mesh = Mesh(identity.address, Credentials(identity), place, self._inbox, ping_s=ping_s)
+        credentials, pace = Credentials(identity), Pace(upload_bytes_s)
+        self._mesh = Mesh(identity.address, credentials, place, self._inbox, ping_s=ping_s, pace=pace)
         self._port = place[1]
 
     @property
@@ -46,6 +53,11 @@ class Libp2pTransport:
         """The multiaddr listened on, with the PeerID; after `start` with the port that was taken."""
         head, _, _ = self._listen.partition("/tcp/")
         return f"{head}/tcp/{self._port}/p2p/{self._identity.peer_id}"
+
+    @property
+    def meter(self) -> Meter:
+        """What was exchanged with whom, and who was sent away."""
+        return self._mesh.meter
 
     async def start(self) -> None:
         """Listen and begin to keep connections to the members. ConfigError: the port is in use, or not ours."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from swarm.encoding import short
 from swarm.errors import PeerError
 from swarm.net.libp2p.connection import Connection
+from swarm.net.libp2p.pace import Pace
+from swarm.net.meter import Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +20,7 @@ WRITE_BYTES = 128 << 10
 UNSENT_MAX_BYTES = 256 << 10
 """What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
 SILENCES_MAX = 3
-"""Intervals without a byte until the connection is given up; a ping goes out after the first."""
+"""Intervals without a byte until the connection is given up; a ping goes out after each."""
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -26,18 +28,21 @@ class Wire(asyncio.BufferedProtocol):
 
     Args:
         buffer: what is read into; shared, because what is read is used up before the next read.
-        ping_s: an interval of silence; after one a ping is sent, after `SILENCES_MAX` the connection is cut.
+        ping_s: how often a ping is sent; after `SILENCES_MAX` such intervals of silence the connection is cut.
+        pace: what this node may send, over all its connections.
         closed: called once when the socket is gone.
     """
 
     def __init__(
-        self, connection: Connection, buffer: memoryview, ping_s: float, closed: Callable[[Wire], None]
+        self, connection: Connection, buffer: memoryview, ping_s: float, pace: Pace, closed: Callable[[Wire], None]
     ) -> None:
         self.connection = connection
         self.host = ""
         self.since_s = 0.0
         """When it was made, by the loop's clock."""
         self.reason = "closed by the other side"
+        self.refused = False
+        """It was counted as one that is sent away."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[bool] = loop.create_future()
         """True once messages can travel, False if it never came to that."""
@@ -45,6 +50,10 @@ class Wire(asyncio.BufferedProtocol):
         """Done when the socket is closed."""
         self._buffer = buffer
         self._ping_s = ping_s
+        self._pace = pace
+        self._traffic: Traffic | None = None
+        self._pinged_s: float | None = None
+        self._pongs = 0
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._paused = False
@@ -53,6 +62,8 @@ class Wire(asyncio.BufferedProtocol):
         self._silences = 0
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
+        self._held: asyncio.TimerHandle | None = None
+        """When what the pace held back may go."""
 
     # What asyncio calls
 
@@ -78,11 +89,14 @@ class Wire(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
+        if self._traffic is not None:
+            self._traffic.received_bytes += nbytes
         try:
             self.connection.receive(self._buffer[:nbytes])
         except PeerError as error:
             self.cut(str(error))
         else:
+            self._note_pong()
             self.flush()
 
     def pause_writing(self) -> None:
@@ -104,14 +118,27 @@ class Wire(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
+        now_s = asyncio.get_running_loop().time()
         try:
             while not (self._paused or transport.is_closing()):
-                data = self.connection.outgoing(WRITE_BYTES)
+                wait_s = self._pace.wait_s(now_s)
+                data = self.connection.outgoing(self._pace.piece_bytes(WRITE_BYTES), bulk=wait_s <= 0)
                 if not data:
+                    if wait_s > 0 and self.connection.bulk_waits:
+                        self._flush_in(wait_s)
                     return
+                self._pace.spend(len(data), now_s)
+                if self._traffic is not None:
+                    self._traffic.sent_bytes += len(data)
                 transport.write(data)
         except PeerError as error:
             self.cut(str(error))
+
+    def count(self, traffic: Traffic) -> None:
+        """Count here from now on, and measure the round trip."""
+        self._traffic = traffic
+        traffic.connected += 1
+        self._ping()
 
     def flush_soon(self) -> None:
         """`flush` before the loop waits again: what is said in one go leaves in one piece."""
@@ -153,6 +180,26 @@ class Wire(asyncio.BufferedProtocol):
 
     # Inside
 
+    def _flush_in(self, wait_s: float) -> None:
+        if self._held is None:
+            self._held = asyncio.get_running_loop().call_later(wait_s, self._flush_held)
+
+    def _flush_held(self) -> None:
+        self._held = None
+        self.flush()
+
+    def _ping(self) -> None:
+        if self._pinged_s is None and self.connection.open:
+            self._pinged_s, self._pongs = asyncio.get_running_loop().time(), self.connection.pongs
+        self.connection.ping()
+        self.flush_soon()
+
+    def _note_pong(self) -> None:
+        if self._pinged_s is not None and self.connection.pongs > self._pongs:
+            if self._traffic is not None:
+                self._traffic.round_trip_s = asyncio.get_running_loop().time() - self._pinged_s
+            self._pinged_s = None
+
     def _flush_now(self) -> None:
         self._flushing = False
         self.flush()
@@ -165,16 +212,15 @@ class Wire(asyncio.BufferedProtocol):
             self.cut(f"silent for {self._silences * self._ping_s:g} s")
             return
         self._timer = asyncio.get_running_loop().call_later(self._ping_s, self._interval)
-        if self._silences:
-            self.connection.ping()
-            self.flush()
+        self._ping()
 
     def _end_connection(self) -> None:
         if self._ended:
             return
         self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._held):
+            if timer is not None:
+                timer.cancel()
         if not self.ready.done():
             self.ready.set_result(False)
         self.connection.lost()

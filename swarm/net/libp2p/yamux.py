@@ -144,15 +144,24 @@ class Session:
         """Tell the other side to open no more streams."""
         self._put(_GO_AWAY, 0, 0, 0)
 
-    def outgoing(self, size_bytes: int) -> bytes:
-        """The next bytes to send, about `size_bytes` of them; empty if there is nothing or no window."""
+    @property
+    def bulk_waits(self) -> bool:
+        """A stream that is not urgent has bytes to send and the window for them."""
+        return bool(self._bulk)
+
+    def outgoing(self, size_bytes: int, *, bulk: bool = True) -> bytes:
+        """The next bytes to send, about `size_bytes` of them; empty if there is nothing or no window.
+
+        Args:
+            bulk: streams that are not urgent may send, too.
+        """
         pieces: list[bytes | memoryview] = []
         total = len(self._control)
         if total:
             pieces.append(bytes(self._control))
             self._control.clear()
         while total < size_bytes:
-            line = self._urgent or self._bulk
+            line = self._urgent or (self._bulk if bulk else None)
             if not line:
                 break
             stream = line.popleft()
