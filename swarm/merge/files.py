@@ -6,8 +6,6 @@ several members, or again by an auditor, and are the same bytes every time. A ch
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +22,10 @@ from swarm.encoding import Digest
 from swarm.errors import StorageError
 from swarm.merge.fixed import Int64s, NotFinite, Raw, Seen
 from swarm.merge.gram import Gram, Products, gram_of
-from swarm.merge.rules import Block, Plan, counted_weights, fixed_point, plan_of
-from swarm.merge.schema import ELEMENT_BYTES, FLOATS, Schema, check_same
+from swarm.merge.layout import Layout, Segment
+from swarm.merge.rules import Block, FloatBlock, Plan, counted_weights, fixed_point, plan_of
+from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
+from swarm.merge.server import MODEL, Optimizer, Server, server_of
 from swarm.merge.squares import Squares, squares_of
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
@@ -95,8 +95,8 @@ def merge(
     """
     if out is not None and out.exists() and any(out.samefile(path) for path in (base, *updates)):
         raise ValueError(f"{out} is an input of the merge; its result needs a file of its own")
-    with _Job(base, updates, weights, policy, threads) as job, _written(out, job.schema.size_bytes) as target:
-        size = job.schema.size_bytes
+    with _Job(base, updates, weights, policy, threads) as job, _written(out, job.size_bytes) as target:
+        size = job.size_bytes
         leaves = job.run(range(chunk_count(size)), threads, target)
         return Merged(root(leaves, size), tuple(leaves), size, job.reports())
 
@@ -126,9 +126,9 @@ def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
         ValueError: the base is not a canonical, finite checkpoint.
         StorageError: the disk would not give the bytes.
     """
-    alone = policy if policy.merge == "sum" else replace(policy, merge="mean")
+    alone = replace(policy, merge="sum" if policy.merge == "sum" else "mean", server="none")
     with _Job(base, [update], [1], alone, 1) as job:
-        job.run(range(chunk_count(job.schema.size_bytes)), 1, None)
+        job.run(range(chunk_count(job.size_bytes)), 1, None)
         return job.reports()[0]
 
 
@@ -146,19 +146,20 @@ class _Job:
         with self._opened:
             self._base = self._opened.enter_context(_Input(base))
             self._updates = [self._opened.enter_context(_Input(path)) for path in updates]
-            self.schema = Schema.of_file(base)
+            self._server = server_of(policy)
+            self.layout = Layout.of(Schema.of_file(base), self._server)
+            self.size_bytes = self.layout.merged.size_bytes
             for index, path in enumerate(updates):
                 try:
-                    check_same(self.schema, Schema.of_file(path))
+                    check_same(self.layout.model, Schema.of_file(path))
                 except ValueError as error:
                     raise BadUpdate(index, str(error)) from error
-            self._runs = self.schema.runs
             self._threads = threads
             self._plan = plan_of(policy, self._weights, self)
             self._opened = self._opened.pop_all()
         self._clipped = [0] * len(updates)
         # One sum a chunk, so that the report does not depend on which thread was first.
-        self._squares = np.zeros((chunk_count(self.schema.size_bytes), len(updates)))
+        self._squares = np.zeros((chunk_count(self.size_bytes), len(updates)))
 
     def __enter__(self) -> _Job:
         return self
@@ -179,7 +180,7 @@ class _Job:
         found = in_threads(
             chunks,
             threads,
-            lambda: _Bench(self._plan, len(self._updates)),
+            lambda: _Bench(self._plan, len(self._updates), self._server),
             lambda bench, chunk: self._chunk(bench, chunk, target),
         )
         for chunk, (_, seen) in zip(chunks, found, strict=True):
@@ -201,75 +202,106 @@ class _Job:
 
         def totals_of(bench: Squares | Products, chunk: int) -> Int64s:
             start = chunk * CHUNK_BYTES
-            for dtype, at, end in self._pieces(start, start + CHUNK_BYTES, bench.size):
-                if dtype in FLOATS:
-                    size = (end - at) // ELEMENT_BYTES[dtype]
-                    for row, update in enumerate(self._updates):
-                        raw = update.read(at, bench.read[: end - at])
-                        try:
-                            bench.add(row, raw, dtype, size)
-                        except NotFinite as error:
-                            raise BadUpdate(row, self._where(error, at, dtype)) from error
-                    bench.finish(size)
+            for piece in self.layout.pieces(start, start + CHUNK_BYTES, bench.size):
+                if piece.is_float and piece.kind == MODEL:
+                    for row in range(members):
+                        with self._blamed(row, piece):
+                            bench.add(row, self._update(row, piece, bench.read), piece.model_dtype, piece.count)
+                    bench.finish(piece.count)
             return bench.take()
 
-        chunks = range(chunk_count(self.schema.size_bytes))
+        chunks = range(chunk_count(self.size_bytes))
         return in_threads(chunks, self._threads, lambda: kind(members, fixed), totals_of)
 
     def _chunk(self, bench: _Bench, chunk: int, target: int | None) -> tuple[Digest, list[Seen]]:
         """Merge and write one chunk; its leaf and what was seen of each update."""
         start = chunk * CHUNK_BYTES
-        stop = min(start + CHUNK_BYTES, self.schema.size_bytes)
+        stop = min(start + CHUNK_BYTES, self.size_bytes)
         if not 0 <= start < stop:
-            raise ValueError(f"no chunk {chunk} in {self.schema.size_bytes} bytes")
+            raise ValueError(f"no chunk {chunk} in {self.size_bytes} bytes")
         out = bench.out[: stop - start]
-        header = self.schema.header[start:stop]
+        header = self.layout.merged.header[start:stop]
         out[: len(header)] = np.frombuffer(header, np.uint8)
         total = [Seen()] * len(self._updates)
-        for dtype, at, end in self._pieces(start, stop, self._plan.block):
-            block = bench.floats if dtype in FLOATS else bench.integers
-            block.start((end - at) // ELEMENT_BYTES[dtype])
-            for row, update in enumerate(self._updates):
-                raw = update.read(at, bench.read[: end - at])
-                try:
-                    seen = block.add(row, raw, dtype)
+        for piece in self.layout.pieces(start, stop, self._plan.block):
+            block = bench.floats if piece.is_float else bench.integers
+            block.start(piece.count)
+            for row in range(len(self._updates)):
+                with self._blamed(row, piece):
+                    seen = block.add(row, self._update(row, piece, bench.read), piece.model_dtype)
                     self._check_range(seen)
-                except NotFinite as error:
-                    raise BadUpdate(row, self._where(error, at, dtype)) from error
-                except ValueError as error:
-                    raise BadUpdate(row, str(error)) from error
-                total[row] += seen
-            try:
-                block.finish(self._base.read(at, bench.read[: end - at]), dtype, out[at - start : end - start])
-            except NotFinite as error:
-                raise ValueError(f"the checkpoint: {self._where(error, at, dtype)}") from error
+                if piece.kind == MODEL:
+                    total[row] += seen
+            place = out[piece.place - start : piece.stop - start]
+            if piece.is_float and bench.optimizer is not None:
+                self._optimize(bench, bench.optimizer, piece, place)
+            else:
+                with self._checked(piece, MODEL):
+                    block.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
         if target is not None:
             _write_at(target, out.data, start)
         return leaf(out.data), total
+
+    def _optimize(self, bench: _Bench, optimizer: Optimizer, piece: Segment, out: Raw) -> None:
+        """What the optimizer makes of the merged block: the parameters, or the kind of state that the piece is of."""
+        change = bench.floats.change()
+
+        def before(kind: str) -> tuple[Raw, str] | None:
+            if kind not in piece.base_places:
+                return None
+            return self._of_base(piece, kind, bench.read), piece.dtype_of(kind)
+
+        for kind in optimizer.needed(piece.kind):
+            with self._checked(piece, kind):
+                optimizer.advance(kind, change, before(kind))
+        with self._checked(piece, MODEL):
+            optimizer.write(piece.kind, change, before(MODEL), piece.dtype, out)
+
+    def _update(self, row: int, piece: Segment, into: Raw) -> Raw:
+        """An update's elements of a piece."""
+        size = piece.count * ELEMENT_BYTES[piece.model_dtype]
+        return self._updates[row].read(piece.update_place, into[:size])
+
+    def _of_base(self, piece: Segment, kind: str, into: Raw) -> Raw:
+        """The base's elements of a piece."""
+        size = piece.count * ELEMENT_BYTES[piece.dtype_of(kind)]
+        return self._base.read(piece.base_places[kind], into[:size])
 
     def _check_range(self, seen: Seen) -> None:
         if seen.clipped and self._policy.merge == "sum":
             raise ValueError(f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
 
-    def _pieces(self, start: int, stop: int, block: int) -> Iterator[tuple[str, int, int]]:
-        """Dtype and range in the file of every block of at most `block` elements between two bytes."""
-        first = bisect.bisect_right(self._runs, start, key=lambda run: run[2])
-        for dtype, at, end in itertools.takewhile(lambda run: run[1] < stop, self._runs[first:]):
-            size = block * ELEMENT_BYTES[dtype]
-            inner, outer = max(at, start), min(end, stop)
-            for cut in range(inner, outer, size):
-                yield dtype, cut, min(cut + size, outer)
+    @contextmanager
+    def _blamed(self, row: int, piece: Segment) -> Iterator[None]:
+        """What is wrong with these elements is the update's fault."""
+        try:
+            yield
+        except NotFinite as error:
+            place = piece.update_place + error.index * ELEMENT_BYTES[piece.model_dtype]
+            raise BadUpdate(row, _where(self.layout.model, place, error)) from error
+        except ValueError as error:
+            raise BadUpdate(row, str(error)) from error
 
-    def _where(self, error: NotFinite, at: int, dtype: str) -> str:
-        tensor, index = self.schema.locate(at + error.index * ELEMENT_BYTES[dtype])
-        return f"element {index} of {tensor} is {error.what}"
+    @contextmanager
+    def _checked(self, piece: Segment, kind: str) -> Iterator[None]:
+        try:
+            yield
+        except NotFinite as error:
+            place = piece.base_places[kind] + error.index * ELEMENT_BYTES[piece.dtype_of(kind)]
+            raise ValueError(f"the checkpoint: {_where(self.layout.base, place, error)}") from error
+
+
+def _where(schema: Schema, place: int, error: NotFinite) -> str:
+    tensor, index = schema.locate(place)
+    return f"element {index} of {tensor} is {error.what}"
 
 
 class _Bench:
     """What one thread works with."""
 
-    def __init__(self, plan: Plan, members: int) -> None:
-        self.floats: Block = plan.block_of_floats()
+    def __init__(self, plan: Plan, members: int, server: Server | None) -> None:
+        self.floats: FloatBlock = plan.block_of_floats()
+        self.optimizer = Optimizer(server, plan.block) if server is not None else None
         self.integers: Block = plan.block_of_integers(members)
         self.read: Raw = np.empty(plan.block * 8, np.uint8)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)

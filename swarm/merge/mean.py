@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from swarm.merge.fixed import FixedPoint, Float64s, Int64s, Raw, Seen, check_finite, load, store
+from swarm.merge.fixed import FixedPoint, Float64s, Raw, Seen, check_finite, load, store
 
 
 @dataclass(frozen=True)
@@ -91,27 +91,37 @@ class Sum:
         np.add(self._total, steps, out=self._total)
         return seen
 
+    def change(self) -> Float64s:
+        """By how much the sum moves the parameters: float64(sum) * scale. It stands until the next `start`."""
+        change = self._values[: len(self._total)]
+        np.copyto(change, self._total)
+        return np.multiply(change, self._scale, out=change)
+
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
         """base + sum * scale, in the parameter's dtype.
 
         Raises:
             NotFinite: an element of the base is NaN or infinite.
         """
-        add_to_base(self._total, self._scale, base, dtype, out, self._values[: len(self._total)])
+        add_to_base(self.change(), base, dtype, out, self._total.view(np.float64))
 
 
-def add_to_base(total: Int64s, scale: float, base: Raw, dtype: str, out: Raw, scratch: Float64s) -> None:
-    """The one float step: round(base + float64(total) * scale).
+def add_to_base(change: Float64s, base: Raw, dtype: str, out: Raw, scratch: Float64s) -> None:
+    """The one float step: round(base + change).
 
-    `scratch` holds as many float64; `total` is overwritten.
-
+    Args:
+        scratch: as many float64; it is overwritten.
     Raises:
         NotFinite: an element of the base is NaN or infinite.
     """
-    np.copyto(scratch, total)
-    np.multiply(scratch, scale, out=scratch)
-    moved = load(base, dtype, total.view(np.float64))
-    if len(moved) and not (np.isfinite(moved.max()) and np.isfinite(moved.min())):
-        check_finite(moved)
-    np.add(moved, scratch, out=moved)
+    moved = load_finite(base, dtype, scratch)
+    np.add(moved, change, out=moved)
     store(moved, dtype, out)
+
+
+def load_finite(raw: Raw, dtype: str, out: Float64s) -> Float64s:
+    """A checkpoint's elements as float64; NotFinite if one is NaN or infinite."""
+    values = load(raw, dtype, out)
+    if len(values) and not (np.isfinite(values.max()) and np.isfinite(values.min())):
+        check_finite(values)
+    return values

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from swarm.merge.fixed import FixedPoint, Int64s, Raw, Seen
+from swarm.merge.fixed import FixedPoint, Float64s, Int64s, Raw, Seen
 from swarm.merge.mean import add_to_base
 
 # The steps of all members for one block: what a core's second cache and the one behind it hold.
@@ -41,6 +41,7 @@ class Rows:
         self._fixed = fixed
         self._scale = float(plan.scale)
         self._rows = np.empty((plan.members, size), np.int64)
+        self._values = np.empty(size)
         self._scratch = np.empty(size)
         self._size = size
 
@@ -55,7 +56,12 @@ class Rows:
         np.subtract(steps, self._fixed.bias, out=place)
         return seen
 
+    def change(self) -> Float64s:
+        """By how much the merge moves the parameters. It stands until the next `start`."""
+        change = self._values[: self._size]
+        np.copyto(change, self._plan.combine(self._rows[:, : self._size]))
+        return np.multiply(change, self._scale, out=change)
+
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
         """base + combined * scale, in the parameter's dtype. NotFinite: the base is not finite."""
-        total = self._plan.combine(self._rows[:, : self._size])
-        add_to_base(total, self._scale, base, dtype, out, self._scratch[: self._size])
+        add_to_base(self.change(), base, dtype, out, self._scratch[: self._size])

@@ -15,7 +15,7 @@ from swarm.config import Policy
 from swarm.merge.bound import bound_of
 from swarm.merge.centered_clipping import centered_clipping
 from swarm.merge.coordinate_median import coordinate_median
-from swarm.merge.fixed import FixedPoint, Raw, Seen
+from swarm.merge.fixed import FixedPoint, Float64s, Raw, Seen
 from swarm.merge.geometric_median import geometric_median
 from swarm.merge.gram import Gram
 from swarm.merge.integers import Largest, LowerMiddle
@@ -41,6 +41,12 @@ class Block(Protocol):
     def finish(self, base: Raw, dtype: str, out: Raw) -> None: ...
 
 
+class FloatBlock(Block, Protocol):
+    """A merge of one block of floats; `change` may take the place of `finish`."""
+
+    def change(self) -> Float64s: ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the updates of one round merge. Every thread makes its own blocks."""
@@ -55,7 +61,7 @@ class Plan:
         """Coordinates of a block."""
         return BLOCK if isinstance(self.floats, Linear) else min(BLOCK, self.floats.block)
 
-    def block_of_floats(self) -> Block:
+    def block_of_floats(self) -> FloatBlock:
         """Arithmetic for float tensors."""
         if isinstance(self.floats, Linear):
             return Sum(self.floats, self.fixed, self.block)
