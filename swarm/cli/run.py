@@ -48,6 +48,7 @@ def propose(
 async def _propose(site: SiteConfig, policy: Policy, model: Path) -> int:
     async with contracts_of(site) as contracts:
         await _check_collusion(contracts, policy.submissions_min)
+        _check_start(model, policy)
         genesis = await hand_over(site, policy, model)
         receipt = await operate(site, contracts, contracts.propose(policy, genesis))
         return int(receipt.first("RunProposed").args["run"])
@@ -62,6 +63,16 @@ async def _check_collusion(contracts: Contracts, submissions_min: int) -> None:
             f"submissions_min = {submissions_min}, but of {members} members {fault_max(members)} may lie, and a round "
             f"with so few submissions could close on their word alone: it has to be {needed} or more"
         )
+
+
+def _check_start(model: Path, policy: Policy) -> None:
+    """ConfigError if no run under this policy can start from the file."""
+    from swarm.merge import Schema, check_genesis  # brings in numpy: other commands start without it
+
+    try:
+        check_genesis(Schema.of_file(model), policy)
+    except ValueError as error:
+        raise ConfigError(f"{model}: {error}; `swarm.learn.save_model` writes what a run starts from") from error
 
 
 async def hand_over(site: SiteConfig, policy: Policy, model: Path) -> Digest:

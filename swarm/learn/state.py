@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from swarm.errors import ConfigError, StorageError
 from swarm.merge.schema import Buffer, Schema, check_same, write_file
 from swarm.merge.schema import Tensor as Entry
+from swarm.merge.server import PREFIX, model_schema
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -39,21 +40,24 @@ _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 class Checkpoint:
     """A checkpoint's file, read in place: `tensors` are views of it on the CPU, not to be changed.
 
+    The state of the run's optimizer, which a checkpoint may hold besides, is the merge's: it is left out here.
+
     Raises:
         StorageError: it cannot be read, or is no canonical file.
     """
 
     def __init__(self, path: Path) -> None:
         try:
-            self.schema = Schema.of_file(path)
+            whole = Schema.of_file(path)
+            self.schema = model_schema(whole)
             with open(path, "rb") as file:
                 # A private mapping: torch warns about read-only memory, and nobody writes to this one.
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise StorageError(f"the checkpoint {path} cannot be read: {error}") from error
-        start = len(self.schema.header)
+        start, kept = len(whole.header), set(self.schema.tensors)
         self.tensors: Mapping[str, Tensor] = {
-            entry.name: _view(data, start + first, entry) for entry, first, _ in self.schema.placed
+            entry.name: _view(data, start + first, entry) for entry, first, _ in whole.placed if entry in kept
         }
 
 
@@ -173,6 +177,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, value in values.items():
         if not isinstance(value, Tensor):
             faults.append(f"{name} is a {type(value).__name__}, not a tensor")
+        elif name.startswith(PREFIX):
+            faults.append(f"{name} has a name that is kept for the state of a run's optimizer")
         elif nn.parameter.is_lazy(value) or value.is_meta:
             faults.append(f"{name} has no values yet (run a batch through the model first)")
         elif value.dtype not in DTYPES or value.layout != torch.strided:

@@ -3,6 +3,7 @@
 from swarm.merge.compare import Difference, first_difference
 from swarm.merge.files import BadUpdate, Merged, UpdateReport, check_update, merge, merge_chunks, merge_files
 from swarm.merge.schema import Schema, Tensor, check_same, write_file
+from swarm.merge.server import check_genesis
 
 __all__ = [
     "BadUpdate",
@@ -11,6 +12,7 @@ __all__ = [
     "Schema",
     "Tensor",
     "UpdateReport",
+    "check_genesis",
     "check_same",
     "check_update",
     "first_difference",

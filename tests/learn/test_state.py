@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from swarm.config import Policy
 from swarm.errors import ConfigError, StorageError
 from swarm.learn.state import DTYPES, Checkpoint, State, save_model, write_update
+from swarm.merge import merge_files
 from swarm.merge.schema import ELEMENT_BYTES
 
 
@@ -184,6 +186,23 @@ def test_a_compiled_model_has_the_names_of_the_plain_one() -> None:
     compiled = torch.compile(model)
     assert isinstance(compiled, nn.Module)
     assert State(compiled).tensors.keys() == State(model).tensors.keys()
+
+
+def test_the_state_of_the_runs_optimizer_is_not_the_models(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    base = saved(model, tmp_path / "base")
+    write_update(State(model).tensors, base, tmp_path / "update", range_max=8.0)
+    policy = Policy("adam", 1, 1, server="fedadam")
+    merge_files(tmp_path / "base", [tmp_path / "update"], [1], policy, tmp_path / "merged")
+    merged = Checkpoint(tmp_path / "merged")
+    assert merged.schema == base.schema
+    assert set(merged.tensors) == {"weight", "bias"}
+    assert torch.equal(merged.tensors["bias"], model.bias)
+    State(model).load(merged)
+    write_update(State(model).tensors, merged, tmp_path / "next", range_max=8.0)
+    merge_files(tmp_path / "merged", [tmp_path / "next"], [1], policy, tmp_path / "again")
+    with pytest.raises(ConfigError, match=r"swarm.server.x has a name that is kept for the state of a run's optimizer"):
+        save_model({"swarm.server.x": np.zeros(1)}, tmp_path / "model")
 
 
 def test_a_cut_checkpoint_is_refused_and_named(tmp_path: Path) -> None:

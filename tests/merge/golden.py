@@ -53,6 +53,18 @@ POLICIES: dict[str, dict[str, object]] = {
     "trimmed_mean": {"merge": "trimmed_mean", "weights": "equal", "faults": 2},
     "multi_krum": {"merge": "multi_krum", "weights": "equal", "faults": 2},
     "nearest_neighbor_mixing": {"merge": "nearest_neighbor_mixing", "weights": "equal", "faults": 2},
+    "what a policy says that says nothing": {
+        "merge": "norm_bounded_mean",
+        "bound": "median",
+        "weight_ratio_max": 2.0,
+    },
+    "centered_clipping by the median": {"merge": "centered_clipping", "bound": "median", "radius": 0.5},
+    "mean of capped weights": {"weight_ratio_max": 1.5},
+    "fedavgm": {"server": "fedavgm", "server_rate": 0.7},
+    "nesterov": {"server": "nesterov", "server_momentum": 0.95},
+    "fedadagrad": {"server": "fedadagrad", "server_rate": 0.03},
+    "fedadam": {"server": "fedadam", "server_rate": 0.01, "merge": "coordinate_median", "weights": "equal"},
+    "fedyogi": {"server": "fedyogi", "server_rate": 0.01, "server_decay": 0.9, "server_floor": 0.0001},
 }
 
 
@@ -102,7 +114,10 @@ def digests() -> Iterator[tuple[str, str]]:
         for name, changes in POLICIES.items():
             plain = asdict(Policy("golden", 1, 1, merge="mean", bound="length", weight_ratio_max=1e9))
             policy = Policy(**(plain | changes))
-            yield name, merge_files(base, updates, WEIGHTS, policy, folder / "out").hex()
+            digest = merge_files(base, updates, WEIGHTS, policy, folder / "out")
+            if policy.server != "none":  # a second round, so that the first one's state takes part
+                digest = merge_files(folder / "out", updates[::-1], WEIGHTS[::-1], policy, folder / "second")
+            yield name, digest.hex()
 
 
 if __name__ == "__main__":
