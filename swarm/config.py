@@ -70,7 +70,7 @@ class MemberConfig:
 
 
 @dataclass(frozen=True)
-class ForeignChain:
+class ExternalConfig:
     """Somebody else's EVM network that holds the contracts, in place of the members' own ledger."""
 
     endpoint: str
@@ -98,7 +98,7 @@ class SwarmConfig:
     standby_after_s: float = 7 * 86_400.0
     """A validator that is silent for so long is put on standby by the others."""
     block_gas_limit: int = 400_000_000
-    foreign: ForeignChain | None = None
+    external: ExternalConfig | None = None
     """None: the members keep a ledger of their own."""
 
     def member_named(self, name: str) -> MemberConfig:
@@ -386,7 +386,7 @@ def load_swarm(path: Path) -> SwarmConfig:
     ledger = document.get("ledger", {})
     _only(consortium, {"name", "chain_id", "created_ms"}, path)
     embedded = {"view_timeout_s", "standby_after_s", "block_gas_limit"}
-    _only(ledger, embedded | {field.name for field in fields(ForeignChain)}, path)
+    _only(ledger, embedded | {field.name for field in fields(ExternalConfig)}, path)
     entries = document.get("members")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: [[members]] names the founding members, at least one")
@@ -422,14 +422,14 @@ def load_swarm(path: Path) -> SwarmConfig:
         standby_after_s=float(standby_s),
         # A transaction takes up to 20 million, a block uses at most half of its limit.
         block_gas_limit=_whole(ledger, "block_gas_limit", path, 40_000_000, 2**40, SwarmConfig.block_gas_limit),
-        foreign=_foreign(ledger, path),
+        external=_external(ledger, path),
     )
 
 
-def _foreign(ledger: Mapping[str, Any], path: Path) -> ForeignChain | None:
+def _external(ledger: Mapping[str, Any], path: Path) -> ExternalConfig | None:
     """What `[ledger]` says of somebody else's chain, None if it names none."""
     if "endpoint" not in ledger:
-        stray = sorted(set(ledger) & {field.name for field in fields(ForeignChain)})
+        stray = sorted(set(ledger) & {field.name for field in fields(ExternalConfig)})
         if stray:
             raise ConfigError(f"{path}: {stray[0]!r} is for somebody else's chain; name its `endpoint` under [ledger]")
         return None
@@ -441,12 +441,12 @@ def _foreign(ledger: Mapping[str, Any], path: Path) -> ForeignChain | None:
     consortium, runs = (_address(ledger, key, path) if key in ledger else None for key in ("consortium", "runs"))
     if (consortium is None) != (runs is None) or (consortium is not None and consortium == runs):
         raise ConfigError(f"{path}: consortium and runs are two addresses, or absent until `swarm deploy` writes them")
-    return ForeignChain(
+    return ExternalConfig(
         endpoint=endpoint,
         consortium=consortium,
         runs=runs,
-        block=_whole(ledger, "block", path, 0, 2**52, ForeignChain.block),
-        confirmations=_whole(ledger, "confirmations", path, 0, 1000, ForeignChain.confirmations),
+        block=_whole(ledger, "block", path, 0, 2**52, ExternalConfig.block),
+        confirmations=_whole(ledger, "confirmations", path, 0, 1000, ExternalConfig.confirmations),
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -150,8 +150,10 @@ class Contracts:
 
     Args:
         web3: any async provider that is ready to be asked (a persistent one: connected).
+        since: the first block that has the contracts; no event before it is asked for.
         on_block: returns when the ledger has another block than when it was called; without it, receipts are
             polled for.
+        free: gas costs nothing and nobody is asked for its price (`Endpoint`).
 
     Every method raises `RejectedError` where the ledger refuses, `UnavailableError` where no answer comes.
     """
@@ -162,11 +164,14 @@ class Contracts:
         *,
         consortium: Address = CONSORTIUM,
         runs: Address = RUNS,
+        since: int = 0,
         on_block: Callable[[], Awaitable[None]] | None = None,
+        free: bool = True,
     ) -> None:
-        self._endpoint = Endpoint(web3, on_block=on_block)
+        self._endpoint = Endpoint(web3, on_block=on_block, free=free)
         self._consortium = consortium
         self._runs = runs
+        self._since = since
         self._block = "latest"
         self._ticks: int | None = None
 
@@ -322,6 +327,7 @@ class Contracts:
         wanted = None if names is None else [to_hex(topics[name]) for name in sorted(names)]
         ticks = await self._ticks_per_second()
         last = await self.height() if to_block is None else to_block
+        from_block = max(from_block, self._since)
         events: list[Event] = []
         while from_block <= last:
             end = min(from_block + EVENT_BLOCKS_MAX - 1, last)
@@ -470,7 +476,8 @@ class Contracts:
 
     def advance(self, run: int, round: int, view: int) -> Call:
         """Say that a deadline passed."""
-        return self._to_runs(f"advance round {round} of run {run}", "advance", run, round, view)
+        call = self._to_runs(f"advance round {round} of run {run}", "advance", run, round, view)
+        return replace(call, timed=True)
 
     # --- sending
 

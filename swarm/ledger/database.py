@@ -76,7 +76,7 @@ class Database:
         self._closed = False
         self._path, self._votes_path = folder / "ledger.sqlite", folder / "votes.sqlite"
         with contextlib.ExitStack() as opened:
-            self._lock = _lock(folder)
+            self._lock = lock_folder(folder)
             opened.callback(self._lock.close)
             with self._translated():
                 self._ledger = _connect(self._path, "NORMAL", _LEDGER)
@@ -344,7 +344,7 @@ def _connect(path: Path, synchronous: str, schema: str) -> sqlite3.Connection:
     return connection
 
 
-class _Lock:
+class FolderLock:
     """A file that one process can hold."""
 
     def __init__(self, path: Path) -> None:
@@ -372,10 +372,16 @@ class _Lock:
             self._file.close()
 
 
-def _lock(folder: Path) -> _Lock:
+def lock_folder(folder: Path) -> FolderLock:
+    """The right to be the only process on this folder, until it is closed.
+
+    Raises:
+        ConfigError: another process has it.
+        StorageError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _Lock(folder / "lock")
+        return FolderLock(folder / "lock")
     except OSError as error:
         raise StorageError(
             f"the ledger's folder {folder} cannot be used: {error}; name a writable one in the site's `folder`"

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 TRANSACTION_GAS = 20_000_000
 """What a transaction may burn where gas is free; the contracts' calls use less than a hundredth of it."""
-FOREIGN_GAS_MAX = 1 << 24
+EXTERNAL_GAS_MAX = 1 << 24
 """What a transaction may ask for elsewhere (EIP-7825, since Osaka)."""
 TIMED_GAS = 1_000_000
 """For a call whose answer depends on the time of its block, where an estimate at the last one's refuses."""
@@ -41,7 +41,7 @@ REPRICE_S = 20.0
 """After so long without a block the fee is raised to the market's, and by an eighth at least: nodes ask a tenth."""
 _NONCE_TRIES = 4
 # What web3's providers raise where a node is away, slow, or no JSON-RPC speaks at its address.
-_NO_ANSWER = (OSError, TimeoutError, aiohttp.ClientError, Web3Exception, json.JSONDecodeError, UnicodeDecodeError)
+NO_ANSWER = (OSError, TimeoutError, aiohttp.ClientError, Web3Exception, json.JSONDecodeError, UnicodeDecodeError)
 # Transactions whose fate this node has not seen. An identity has a few; more are forgotten, oldest first.
 _UNSETTLED_MAX = 1024
 # How nodes say that they have a transaction already: geth, Besu, anvil, and this project's ledger.
@@ -122,7 +122,7 @@ class Endpoint:
         """
         try:
             response = await self._web3.provider.make_request(RPCEndpoint(method), list(params))
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             raise UnavailableError(f"the ledger does not answer {method}: {type(error).__name__} {error}") from error
         refusal: object = response.get("error")
         if refusal is None:
@@ -256,7 +256,7 @@ class Endpoint:
                 return TIMED_GAS
             raise RejectedError(f"{call.what}: {_in_words(error, identity)}") from error
         # Others' calls in the same block may make it the one that closes a round.
-        return max(estimate, min(estimate + estimate // 4 + 400_000, FOREIGN_GAS_MAX))
+        return max(estimate, min(estimate + estimate // 4 + 400_000, EXTERNAL_GAS_MAX))
 
     async def _fee(self) -> Fee:
         """What the network asks for gas now."""

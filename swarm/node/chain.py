@@ -38,6 +38,9 @@ class Chain(Protocol):
     async def close(self) -> None:
         """Let go of files and connections."""
 
+    def let_go(self) -> None:
+        """Let go of files alone: for who made a chain that never started."""
+
     @property
     def height(self) -> int:
         """The number of the last block that counts."""

@@ -103,6 +103,10 @@ class EmbeddedChain:
 
     async def close(self) -> None:
         """Close the ledger; what was agreed is on disk."""
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the ledger's files."""
         self.ledger.close()
 
     @property

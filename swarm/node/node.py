@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swarm.encoding import to_hex
-from swarm.errors import StorageError
+from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Member
 from swarm.net.transfer import serve_objects
 from swarm.net.transport import Transport
 from swarm.node.chain import Chain
-from swarm.node.participation import Participation
+from swarm.node.participation import RETRY_S, Participation
 from swarm.node.training import Training
 from swarm.store import Store
 
@@ -117,7 +117,7 @@ class Node:
     def _on_block(self) -> None:
         self.participation.on_block()
         if self.chain.touched_members:
-            self._start(self._read_members())
+            self._start(self._read_members_again())
 
     def _start(self, work: Awaitable[T]) -> None:
         task = asyncio.ensure_future(work)
@@ -132,6 +132,14 @@ class Node:
             self._on_failure(error)
             return
         self.transport.set_members({member.address: member.endpoint for member in self.members})
+
+    async def _read_members_again(self) -> None:
+        while True:
+            try:
+                return await self._read_members()
+            except (UnavailableError, RejectedError) as error:
+                logger.info("the members could not be read: %s", error)
+                await asyncio.sleep(RETRY_S)
 
     # --- what people ask
 

@@ -16,8 +16,11 @@ from swarm.identity import Identity
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
+from swarm.net.transport import Transport
+from swarm.node.chain import Chain
 from swarm.node.control import Control
 from swarm.node.embedded import EmbeddedChain
+from swarm.node.external import ExternalChain
 from swarm.node.node import Node
 from swarm.node.participation import Participation
 from swarm.store import Store
@@ -40,17 +43,9 @@ def open_node(
         scratch.mkdir(parents=True)
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
-    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm), archive=site.archive)
+    transport = Libp2pTransport(identity, site.listen)
+    chain = _chain(site, swarm, identity, transport)
     try:
-        transport = Libp2pTransport(identity, site.listen)
-        chain = EmbeddedChain(
-            identity=identity,
-            ledger=ledger,
-            transport=transport,
-            clock=time.time,
-            view_timeout_s=swarm.view_timeout_s,
-            rpc=site.rpc,
-        )
         return Node(
             name=site.name,
             identity=identity,
@@ -63,8 +58,23 @@ def open_node(
             participation=participation,
         )
     except BaseException:
-        ledger.close()
+        chain.let_go()
         raise
+
+
+def _chain(site: SiteConfig, swarm: SwarmConfig, identity: Identity, transport: Transport) -> Chain:
+    """The members' own ledger on this site's disk, or somebody else's chain, as `swarm.toml` says."""
+    if swarm.external is not None:
+        return ExternalChain(swarm, site.endpoint or swarm.external.endpoint, site.folder / "external")
+    ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm), archive=site.archive)
+    return EmbeddedChain(
+        identity=identity,
+        ledger=ledger,
+        transport=transport,
+        clock=time.time,
+        view_timeout_s=swarm.view_timeout_s,
+        rpc=site.rpc,
+    )
 
 
 async def serve(
