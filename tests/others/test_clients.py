@@ -110,3 +110,95 @@ def test_a_javascript_client_reads_the_swarm_votes_and_follows_it(swarm: Swarm, 
     assert set(seen["followed"]["of"]) <= set(seen["followed"]["blocks"])
     assert seen["failed"] == {"status": 0}
     assert seen["removed"]
+
+
+def test_cast_reads_the_swarm_votes_and_executes_a_transaction_again(swarm: Swarm) -> None:
+    question, consortium, runs = swarm.question(), checksum(CONSORTIUM), checksum(RUNS)
+
+    def cast(*arguments: str, fails: bool = False) -> str:
+        done = subprocess.run(
+            [str(foundry("cast")), *arguments, "--rpc-url", swarm.http],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+        assert (done.returncode != 0) == fails, f"cast {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        return done.stderr if fails else done.stdout
+
+    def vote(operator: int, *call: str) -> Any:
+        # Without --legacy cast offers a fee of at least 1 wei, and nobody here has one.
+        key = question["operators"][operator]
+        return json.loads(cast("send", "--legacy", "--json", "--private-key", key, consortium, *call))
+
+    assert int(cast("chain-id")) == swarm.chain
+    roster = cast("call", consortium, "roster()((address,(address,string,string,bytes32,bool,bool))[])")
+    assert all(checksum(member.address) in roster and f'"{member.name}"' in roster for member in swarm.members)
+    [closed] = json.loads(cast("call", "--json", runs, "closedRound(uint256,uint256)(bytes32)", "1", "0"))
+    assert closed == swarm.shown["closed_rounds"][0]["checkpoint"]
+    logs = json.loads(cast("logs", "--json", "--from-block", "0", "--address", runs, event_of("Runs", "RoundClosed")))
+    assert len(logs) == ROUNDS
+    block = json.loads(cast("block", "latest", "--json"))
+    assert json.loads(cast("rpc", "swarm_getCertificate", block["number"])) != "0x"
+    proof = json.loads(cast("proof", consortium, "0"))
+    assert proof["codeHash"] == cast("codehash", consortium).strip()
+    assert int(proof["storageProof"][0]["value"], 16) == int(cast("storage", consortium, "0"), 16)
+    assert "there is no such proposal" in cast(
+        "call", consortium, "approve(uint256)", "99", "--from", checksum(swarm.operators[0].address), fails=True
+    )
+
+    new = question["newcomer"]
+    receipt = vote(
+        0, "nominate(address,address,string,string,bytes32,bool)",
+        new["member"], new["operator"], new["name"], new["endpoint"], new["fingerprint"], "false",
+    )  # fmt: skip
+    assert int(receipt["status"], 16) == 1
+    proposal = str(int(receipt["logs"][0]["topics"][1], 16))
+    again = vote(0, "approve(uint256)", proposal, "--gas-limit", "300000")
+    assert int(again["status"], 16) == 0
+    # cast fetches the state that the transaction met and executes it itself, in another EVM.
+    assert "this member has already approved" in cast("run", again["transactionHash"])
+    assert int(vote(1, "approve(uint256)", proposal)["status"], 16) == 1
+    assert cast("call", consortium, "isMember(address)(bool)", new["member"]).strip() == "true"
+
+    removal = vote(0, "proposeRemoval(address)", new["member"])
+    vote(1, "approve(uint256)", str(int(removal["logs"][0]["topics"][1], 16)))
+    assert cast("call", consortium, "isMember(address)(bool)", new["member"]).strip() == "false"
+
+
+def event_of(contract: str, name: str) -> str:
+    """An event as cast reads it: `RoundClosed(uint256 indexed,…)`."""
+    (found,) = (item for item in artifact(contract).abi if item["type"] == "event" and item["name"] == name)
+    return f"{name}({','.join(i['type'] + (' indexed' if i['indexed'] else '') for i in found['inputs'])})"
+
+
+async def test_web3_over_http_and_websocket_reads_votes_and_is_told(swarm: Swarm) -> None:
+    question = swarm.question()
+    over_http: Any = AsyncWeb3(AsyncHTTPProvider(swarm.http))
+    assert await over_http.is_connected()
+    contract = over_http.eth.contract(address=checksum(CONSORTIUM), abi=artifact("Consortium").abi)
+    nonce = await over_http.eth.get_transaction_count(checksum(swarm.operators[0].address))
+    new = question["newcomer"]
+    nominate = contract.functions.nominate(
+        new["member"], new["operator"], new["name"], new["endpoint"], new["fingerprint"], False
+    )
+    filled = await nominate.build_transaction({"from": checksum(swarm.operators[0].address), "nonce": nonce})
+    signed = over_http.eth.account.sign_transaction(filled, swarm.operators[0].secret)
+
+    polled = await over_http.eth.filter({"address": checksum(CONSORTIUM)})
+    async with AsyncWeb3(WebSocketProvider(swarm.ws)) as over_websocket:
+        heads = await over_websocket.eth.subscribe("newHeads")
+        logs = await over_websocket.eth.subscribe("logs", {"address": checksum(CONSORTIUM)})
+        digest = await over_http.eth.send_raw_transaction(signed.raw_transaction)
+        told: dict[str, Any] = {}
+        async with asyncio.timeout(PATIENCE_S):
+            async for message in over_websocket.socket.process_subscriptions():
+                told.setdefault(str(message["subscription"]), message["result"])
+                if len(told) == 2:
+                    break
+        receipt = await over_websocket.eth.wait_for_transaction_receipt(digest)
+        assert told[heads]["hash"] == receipt["blockHash"]
+        assert told[logs]["transactionHash"] == digest
+        assert await over_websocket.eth.unsubscribe(heads)
+    assert [log["transactionHash"] for log in await polled.get_new_entries()] == [digest]
+    await over_http.provider.disconnect()
