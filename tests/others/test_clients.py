@@ -200,5 +200,5 @@ async def test_web3_over_http_and_websocket_reads_votes_and_is_told(swarm: Swarm
         assert told[heads]["hash"] == receipt["blockHash"]
         assert told[logs]["transactionHash"] == digest
         assert await over_websocket.eth.unsubscribe(heads)
-    assert [log["transactionHash"] for log in await polled.get_new_entries()] == [digest]
+    assert {log["transactionHash"] for log in await polled.get_new_entries()} == {digest}
     await over_http.provider.disconnect()
