@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from swarm.cli import audit, demo, init, members, node, run, screen, status, train
+from swarm.cli import audit, demo, deploy, doctor, init, members, node, run, screen, status, train
 from swarm.errors import SwarmError
 
 
@@ -37,7 +37,9 @@ app.command()(init.key)
 app.command()(node.node)
 app.command()(train.train)
 app.command()(status.status)
+app.command()(doctor.doctor)
 app.command()(audit.audit)
+app.command()(deploy.deploy)
 app.command()(demo.demo)
 app.add_typer(run.app, name="run")
 app.add_typer(members.app, name="members")

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from swarm.config import SiteConfig
+from swarm.config import SiteConfig, load_swarm
 from swarm.errors import ConfigError, UnavailableError
 from swarm.ledger.client import Contracts, Receipt, Run
 from swarm.ledger.endpoint import Call
 
 if TYPE_CHECKING:
+    from web3 import AsyncWeb3
+
     from swarm.encoding import Address
 
 TRANSACTION_S = 60.0
 """A ledger that sleeps because too few validators are up decides nothing: then the person is told so."""
+BLOCK_S = 15.0
+"""How far apart somebody else's blocks are at most, usually: what has to be deep takes so much longer."""
 
 
 @asynccontextmanager
@@ -34,14 +38,25 @@ async def contracts_of(site: SiteConfig) -> AsyncIterator[Contracts]:
         raise UnavailableError(f"no node of {site.name} runs on this machine; start it with `swarm node {site.path}`")
     try:
         async with AsyncWeb3(AsyncIPCProvider(str(site.socket))) as web3:
-            yield Contracts(web3)
+            yield _contracts(site, web3)
     except (ConnectionError, FileNotFoundError) as error:
         raise UnavailableError(f"the node of {site.name} does not answer at {site.socket}: {error}") from error
 
 
+def _contracts(site: SiteConfig, web3: AsyncWeb3[Any]) -> Contracts:
+    external = load_swarm(site.swarm).external
+    if external is None:
+        return Contracts(web3)
+    assert external.consortium is not None  # or the node had not started
+    assert external.runs is not None
+    return Contracts(web3, consortium=external.consortium, runs=external.runs, since=external.block, free=False)
+
+
 async def operate(site: SiteConfig, contracts: Contracts, call: Call) -> Receipt:
     """Sign a call with the operator's key and wait until the ledger took it."""
-    return await contracts.transact(site.operator(), call, timeout_s=TRANSACTION_S)
+    external = load_swarm(site.swarm).external
+    deep_s = 0.0 if external is None else BLOCK_S * (external.confirmations + 1)
+    return await contracts.transact(site.operator(), call, timeout_s=TRANSACTION_S + deep_s)
 
 
 async def named_run(contracts: Contracts, text: str) -> Run:
