@@ -26,8 +26,11 @@ BEAT_S = 5.0
 WRITE_S = 600.0
 """How often what was heard is written down: a power cut makes this node more patient, never less."""
 TRANSACTION_S = 60.0
+LISTEN_S = 3 * BEAT_S
+"""Who was not heard for so long counts as silent: a lost message is no silence."""
+PAUSE_S = 10.0
 PAUSE_MAX_S = 600.0
-"""How long a node waits after the ledger did not take its word."""
+"""How long a node waits after the ledger did not take its word: at first, and at most."""
 FILE_BYTES_MAX = 1 << 16
 
 
@@ -69,6 +72,7 @@ class Standby:
         self._task: asyncio.Task[None] | None = None
         self._looked_s = 0.0
         self._written_s = 0.0
+        self._pause_s = PAUSE_S
         self._pause_until_s = 0.0
         self.silent_s: dict[Address, float] = _read(memory)
         """For how long each other validator has been silent while this node listened."""
@@ -100,7 +104,7 @@ class Standby:
     async def _beat(self) -> None:
         now_s = asyncio.get_running_loop().time()
         validators = self._agreement.validators()
-        heard = self._agreement.heard_since(self._looked_s)
+        heard = self._agreement.heard_since(now_s - LISTEN_S)
         self.silent_s = listened(
             self.silent_s, me=self._me, validators=validators, heard=heard, elapsed_s=now_s - self._looked_s
         )
@@ -141,9 +145,11 @@ class Standby:
                 logger.info("this node is back: it says so on the ledger")
                 call = self._contracts.resume()
             await self._contracts.transact(self._identity, call, timeout_s=TRANSACTION_S)
+            self._pause_s = PAUSE_S
         except (RejectedError, UnavailableError) as error:
             logger.info("standby: %s", error)
-            self._pause_until_s = asyncio.get_running_loop().time() + min(PAUSE_MAX_S, absence_s / 10)
+            self._pause_until_s = asyncio.get_running_loop().time() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, PAUSE_MAX_S)
 
     def _write(self) -> None:
         """Replace the file as a whole. A disk that refuses is the ledger's to report: this is only patience."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, Address, keccak256
+from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, Address, Digest, keccak256
 from swarm.errors import RejectedError
 from swarm.ledger.abi import Interface, reason
 from swarm.ledger.artifact import Artifact, artifact
@@ -57,7 +57,8 @@ class Chain:
         }
         self.interfaces = {to: Interface(one) for to, one in compiled.items()}
         self._database: dict[bytes, bytes] = {}
-        self.evm = Evm(1, self._database.get, lambda _: None)
+        self._hashes: dict[int, Digest] = {}
+        self.evm = Evm(1, self._database.get, self._hashes.get)
         first = self.evm.deploy(CONSORTIUM, compiled[CONSORTIUM].creation(founders, absence), others={})
         second = self.evm.deploy(
             RUNS, compiled[RUNS].creation(CONSORTIUM, ticks_per_second), others={CONSORTIUM: first}
@@ -65,6 +66,7 @@ class Chain:
         genesis = self.evm.genesis({CONSORTIUM: first, RUNS: second}, timestamp_ms=START_MS, gas_limit=400_000_000)
         self._database.update(genesis.changes.writes)
         self.head: Header = genesis.header
+        self._hashes[0] = self.head.hash
         self.now_ms = START_MS
         self.events: list[tuple[str, dict[str, Any]]] = []
         """All events so far."""
@@ -90,6 +92,7 @@ class Chain:
         self._database.update(execution.changes.writes)
         self.evm.advance(parent.state_root, execution.changes)
         self.head = execution.header
+        self._hashes[self.head.number] = self.head.hash
         self.gas_used = receipt.gas_used
         events = []
         for log in receipt.logs:
