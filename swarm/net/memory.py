@@ -15,6 +15,7 @@ from typing import TypeAlias
 from swarm.encoding import Address, short
 from swarm.errors import UnavailableError
 from swarm.net.inbox import Inbox
+from swarm.net.meter import Meter
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
 
 Fate: TypeAlias = Callable[[Address, Address, str, int], float | None]
@@ -84,6 +85,8 @@ class MemoryTransport:
         self._asked: dict[asyncio.Future[bytes], Address] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._running = False
+        self.meter = Meter()
+        """Stays empty: nothing is measured in a simulated network."""
 
     @property
     def me(self) -> Address:

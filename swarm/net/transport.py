@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 from swarm.encoding import Address
+from swarm.net.meter import Meter
 
 MESSAGE_MAX_BYTES = 16 << 20
 """One message or answer; objects travel in ranges of chunks below it."""
@@ -24,6 +25,10 @@ class Transport(Protocol):
     @property
     def me(self) -> Address:
         """This node's address; its PeerID proves it."""
+
+    @property
+    def meter(self) -> Meter:
+        """What was exchanged with whom since this process began, and who was sent away."""
 
     async def start(self) -> None:
         """Listen and begin to keep connections to the members. ConfigError: the port is in use, or not ours to take."""

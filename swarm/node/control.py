@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Control:
         self._sessions: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Method] = {
             "swarm_status": self._status,
+            "swarm_network": self._network,
+            "swarm_probe": self._probe,
             "swarm_put": self._put,
             "swarm_put_model": self._put_model,
             "swarm_object": self._object,
@@ -119,6 +122,12 @@ class Control:
 
     async def _status(self, params: dict[str, Any]) -> Any:
         return await self._node.status()
+
+    async def _network(self, params: dict[str, Any]) -> Any:
+        return {"members": self._node.network(), "refused": dict(self._node.transport.meter.refused)}
+
+    async def _probe(self, params: dict[str, Any]) -> Any:
+        return asdict(await self._node.probe.measure(from_hex(str(params["member"]), size=20)))
 
     async def _put(self, params: dict[str, Any]) -> Any:
         digest = await asyncio.to_thread(self._node.store.put_file, Path(params["path"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from swarm.encoding import to_hex
 from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Member
+from swarm.net.probe import Probe
 from swarm.net.transfer import serve_objects
 from swarm.net.transport import Transport
 from swarm.node.chain import Chain
@@ -49,6 +51,7 @@ class Node:
         self.store = store
         self.transport = transport
         self.members: tuple[Member, ...] = ()
+        self.probe = Probe(transport, lambda: {member.address: member.endpoint for member in self.members}, clock)
         self._failure: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.contracts = chain.contracts
@@ -80,6 +83,7 @@ class Node:
         self._failure = asyncio.get_running_loop().create_future()
         await self.chain.start(self._on_block, self._on_failure)
         self.participation.start()
+        self.probe.serve()
         serve_objects(self.transport, self.store, lambda member, digest: True)
         await self._read_members()
         await self.transport.start()
@@ -164,6 +168,29 @@ class Node:
             ],
             "runs": [self._run_status(number) for number in sorted(self.participation.efforts)],
         }
+
+    def network(self) -> list[dict[str, Any]]:
+        """The members and what was exchanged with each: bytes, rates in bytes a second, seconds of a round trip."""
+        connected, now_s = self.transport.connected(), asyncio.get_running_loop().time()
+        found = []
+        for member in self.members:
+            if member.address == self.identity.address:
+                continue
+            traffic = self.transport.meter.of(member.address)
+            up_s, down_s = traffic.rates(now_s)
+            counted = {one.name: getattr(traffic, one.name) for one in fields(traffic) if not one.name.startswith("_")}
+            found.append(
+                {
+                    "name": member.name,
+                    "address": checksum(member.address),
+                    "endpoint": member.endpoint,
+                    "connected": member.address in connected,
+                    "sent_bytes_s": up_s,
+                    "received_bytes_s": down_s,
+                    **counted,
+                }
+            )
+        return found
 
     def _run_status(self, number: int) -> dict[str, Any]:
         effort = self.participation.efforts[number]
