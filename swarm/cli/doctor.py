@@ -111,9 +111,7 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
         try:
             found = await eyes.probe(member["address"])
         except SwarmError as error:
-            checks.append(
-                Check(what, str(error), False, "it is connected but does not answer: is its node overloaded?")
-            )
+            checks.append(Check(what, str(error), False, "connected, but no answer: is its node overloaded?"))
             continue
         ahead.append(found["clock_ahead_s"])
         if found["reaches_us"]:
@@ -210,6 +208,7 @@ class _OwnEyes:
                 "last_failure": meter.of(member.address).last_failure,
             }
             for member in self._founders
+            if member.address != self._me
         ]
 
     async def probe(self, member: str) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""`swarm doctor` on real sites: a node that runs, one that does not, members that are away, a port that is taken."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swarm.config import load_site
+from swarm.net.libp2p.dialling import listen_place
+from tests.cli.conftest import run
+from tests.node.hospitals import Hospitals
+
+NAMES = ["north", "east", "south", "west"]
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    """Three of four run."""
+    with Hospitals(tmp_path_factory.mktemp("doctor"), NAMES) as found:
+        for name in NAMES[:3]:
+            found.start(name)
+        found.wait_for(
+            lambda: all(sum(m["connected"] for m in found.ask(n, "swarm_status")["members"]) == 3 for n in NAMES[:3]),
+            "three are connected",
+        )
+        yield found
+
+
+def site(hospitals: Hospitals, name: str) -> Path:
+    return hospitals.folder / "sites" / f"{name}.toml"
+
+
+def checks_of(path: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    told = run("doctor", path, "--json")
+    return told.exit_code, {check["what"]: check for check in json.loads(told.stdout)}
+
+
+def test_a_running_node_is_asked_and_the_member_that_is_away_is_named(hospitals: Hospitals) -> None:
+    code, checks = checks_of(site(hospitals, "north"))
+    assert code == 1
+    assert {what for what, check in checks.items() if not check["ok"]} == {"way to west"}
+    assert "network department" in checks["way to west"]["advice"]
+    assert "/ip4/127.0.0.1/tcp/" in checks["way to west"]["advice"]
+    assert "MB/s up" in checks["way to east"]["found"]
+    assert "3 members" not in checks["clock"]["found"]
+    assert checks["reached from outside"]["found"] == "every connected member can dial this site"
+
+
+def test_without_a_node_the_site_looks_for_itself(hospitals: Hospitals) -> None:
+    code, checks = checks_of(site(hospitals, "west"))
+    assert code == 0, [check for check in checks.values() if not check["ok"]]
+    assert "is free" in checks["port"]["found"]
+    assert {f"way to {name}" for name in NAMES[:3]} <= checks.keys()
+
+
+def test_a_port_that_another_process_has_is_the_operators_to_mend(hospitals: Hospitals) -> None:
+    path = site(hospitals, "west")
+    with socket.create_server(listen_place(load_site(path).listen)):
+        code, checks = checks_of(path)
+    assert code == 1
+    assert "another process has it" in checks["port"]["found"]
+
+
+def test_a_key_that_others_may_read_is_named_with_the_command(hospitals: Hospitals) -> None:
+    path = site(hospitals, "north")
+    keystore = load_site(path).keystore
+    keystore.chmod(0o644)
+    try:
+        told = run("doctor", path)
+    finally:
+        keystore.chmod(0o600)
+    assert told.exit_code == 1
+    assert f"chmod 600 {keystore}" in told.stdout
+
+
+def test_settings_that_do_not_load_are_the_first_and_only_finding(tmp_path: Path) -> None:
+    told = run("doctor", tmp_path / "nothing.toml")
+    assert told.exit_code == 1
+    assert "there is no file" in told.stdout
