@@ -149,6 +149,8 @@ class SiteConfig:
     listen: str
     """A multiaddr to listen on, `/ip4/127.0.0.1/tcp/4101`."""
     store_max_bytes: int = 20_000_000_000
+    max_upload_bytes_s: float | None = None
+    """The most that this site sends in a second, over all members; None: as fast as it goes."""
     leads: bool = True
     archive: bool = False
     """Keep the ledger's state after every block, not only after the last ones."""
@@ -520,7 +522,7 @@ def load_site(path: Path) -> SiteConfig:
     site = _table(document, "site", path)
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
-        "folder", "listen", "store_max_bytes", "leads", "archive", "endpoint",
+        "folder", "listen", "store_max_bytes", "max_upload", "leads", "archive", "endpoint",
     }  # fmt: skip
     _only(site, possible, path)
 
@@ -546,6 +548,7 @@ def load_site(path: Path) -> SiteConfig:
         folder=place("folder"),
         listen=_value(site, "listen", str, path),
         store_max_bytes=_whole(site, "store_max_bytes", path, 1 << 20, 1 << 60, SiteConfig.store_max_bytes),
+        max_upload_bytes_s=_speed(site, "max_upload", path),
         leads=_value(site, "leads", bool, path, True),
         archive=_value(site, "archive", bool, path, False),
         rpc=_rpc(_table(document, "rpc", path), path) if "rpc" in document else None,
@@ -645,6 +648,23 @@ def _whole(table: Mapping[str, Any], key: str, path: Path, low: int, high: int, 
     if not low <= value <= high:
         raise ConfigError(f"{path}: {key} = {value}, but it has to be {low} to {high}")
     return value
+
+
+_SPEEDS = {"kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "kbit/s": 125.0, "Mbit/s": 125e3, "Gbit/s": 125e6}
+
+
+def _speed(table: Mapping[str, Any], key: str, path: Path) -> float | None:
+    """Bytes a second of a text like "20 MB/s"; None where the key is absent."""
+    if key not in table:
+        return None
+    text: str = _value(table, key, str, path)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+/s)", text.strip())
+    if found is None or found[2] not in _SPEEDS:
+        raise ConfigError(f"{path}: {key} = {text!r}, but a speed belongs there, in {', '.join(_SPEEDS)}: '20 MB/s'")
+    speed = float(found[1]) * _SPEEDS[found[2]]
+    if not 10e3 <= speed <= 1e12:
+        raise ConfigError(f"{path}: {key} = {text!r}, but it has to be 10 kB/s or more: rounds would not end")
+    return speed
 
 
 def _name(table: Mapping[str, Any], path: Path) -> str:

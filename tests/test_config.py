@@ -276,6 +276,13 @@ def test_a_sites_paths_start_at_its_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
+    ("text", "speed"), [("20 MB/s", 20e6), ("0.5MB/s", 5e5), ("20 Mbit/s", 2.5e6), ("64 kB/s", 64e3)]
+)
+def test_a_sites_cap_on_what_it_sends_is_a_speed(tmp_path: Path, text: str, speed: float) -> None:
+    assert load_site(write_site(tmp_path, max_upload=text)).max_upload_bytes_s == speed
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"colour": 1}, "'colour' is no setting here; there are archive, endpoint, folder, "),
@@ -289,6 +296,9 @@ def test_a_sites_paths_start_at_its_file(tmp_path: Path, monkeypatch: pytest.Mon
         ({"store_max_bytes": 1.5}, "store_max_bytes = 1.5, but a int belongs there"),
         ({"store_max_bytes": 0}, "store_max_bytes = 0, but it has to be 1048576 to"),
         ({"store_max_bytes": -5}, "store_max_bytes = -5, but it has to be"),
+        ({"max_upload": 5}, "max_upload = 5, but a str belongs there"),
+        ({"max_upload": "20 miles"}, "max_upload = '20 miles', but a speed belongs there, in kB/s, MB/s"),
+        ({"max_upload": "1 kB/s"}, "max_upload = '1 kB/s', but it has to be 10 kB/s or more"),
     ],
 )
 def test_a_site_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:

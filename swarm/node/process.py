@@ -43,7 +43,7 @@ def open_node(
         scratch.mkdir(parents=True)
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
-    transport = Libp2pTransport(identity, site.listen)
+    transport = Libp2pTransport(identity, site.listen, upload_bytes_s=site.max_upload_bytes_s)
     chain = _chain(site, swarm, identity, transport)
     try:
         return Node(
