@@ -12,12 +12,13 @@ from swarm.merge.mean import Linear, checked
 def multi_krum(gram: Gram, faults: int, fixed: FixedPoint) -> Linear:
     """The mean of the members - faults updates with the lowest scores; all members count alike.
 
-    A score is the sum of squared distances to the members - faults - 2 nearest other updates. Of equal scores the
+    A score is the sum of squared distances to the members - faults - 1 nearest other updates. Of equal scores the
     member named first wins.
 
     Raises:
         ValueError: fewer than 2 * faults + 3 members.
-    Source: Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017.
+    Source: Blanchard et al., Machine Learning with Adversaries, NeurIPS 2017; the score as in Allouah et al., Fixing by
+    Mixing, AISTATS 2023, which counts one neighbour more.
     """
     members = len(gram)
     if members < 2 * faults + 3:
@@ -30,4 +31,4 @@ def multi_krum(gram: Gram, faults: int, fixed: FixedPoint) -> Linear:
 def score(gram: Gram, member: int, faults: int) -> int:
     """The sum of squared distances to the nearest others, in steps squared."""
     others = sorted(distance_squared(gram, member, other) for other in range(len(gram)) if other != member)
-    return sum(others[: len(gram) - faults - 2])
+    return sum(others[: len(gram) - faults - 1])

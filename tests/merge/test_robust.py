@@ -133,7 +133,7 @@ def multi_krum(steps: Steps, weights: Sequence[int], rule: Policy, unit: int) ->
     scores = []
     for i, x in enumerate(steps):
         others = sorted(square_apart(x, y) for j, y in enumerate(steps) if j != i)
-        scores.append((sum(others[: count - rule.faults - 2]), i))
+        scores.append((sum(others[: count - rule.faults - 1]), i))
     chosen = [i for _, i in sorted(scores)[: count - rule.faults]]
     return combined([steps[i] for i in chosen], [Fraction(1, len(chosen))] * len(chosen))
 
