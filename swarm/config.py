@@ -111,7 +111,7 @@ class SwarmConfig:
 
 @dataclass(frozen=True)
 class RpcConfig:
-    """`[rpc]` of a site's settings: where the ledger is read as JSON-RPC over HTTP and WebSocket, and how much of it."""
+    """`[rpc]` of a site's settings: where the ledger is read as JSON-RPC (HTTP and WebSocket), and how much of it."""
 
     host: str
     """An IP address of this machine."""
