@@ -18,9 +18,12 @@ from typing import Any
 
 from swarm.encoding import from_hex, to_hex
 from swarm.errors import ConfigError, SwarmError, UnavailableError
+from swarm.ledger.endpoint import Call
+from swarm.ledger.recovery import Recovery
 from swarm.ledger.rpc import RpcError
 from swarm.merge import Schema
 from swarm.net.transfer import pull
+from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 LINE_MAX_BYTES = 4 << 20
 """A request is one line; a transaction of 64 KiB is the longest thing asked for."""
 OBJECT_MAX_BYTES = 8 << 30
+TRANSACTION_S = 50.0
+"""A client waits a minute for an answer."""
 
 Method = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -42,6 +47,9 @@ class Control:
         self._sessions: set[asyncio.Task[None]] = set()
         self._methods: dict[str, Method] = {
             "swarm_status": self._status,
+            "swarm_recover": self._recover,
+            "swarm_leave": self._leave,
+            "swarm_return": self._return,
             "swarm_network": self._network,
             "swarm_probe": self._probe,
             "swarm_put": self._put,
@@ -122,6 +130,23 @@ class Control:
 
     async def _status(self, params: dict[str, Any]) -> Any:
         return await self._node.status()
+
+    async def _recover(self, params: dict[str, Any]) -> Any:
+        chain = self._node.chain
+        if not isinstance(chain, EmbeddedChain):
+            raise ConfigError("the chain is kept by others, whose validators are their own")
+        chain.agreement.recover(Recovery.decode(str(params["manifest"]).encode()))
+
+    async def _leave(self, params: dict[str, Any]) -> Any:
+        return await self._sign(self._node.contracts.stand_down())
+
+    async def _return(self, params: dict[str, Any]) -> Any:
+        return await self._sign(self._node.contracts.resume())
+
+    async def _sign(self, call: Call) -> Any:
+        """The block that took a call which this node signs."""
+        receipt = await self._node.contracts.transact(self._node.identity, call, timeout_s=TRANSACTION_S)
+        return {"block": receipt.block}
 
     async def _network(self, params: dict[str, Any]) -> Any:
         return {"members": self._node.network(), "refused": dict(self._node.transport.meter.refused)}

@@ -17,7 +17,7 @@ from swarm.ledger.ledger import Ledger
 from swarm.ledger.rpc import LedgerProvider, Rpc
 from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
-from swarm.node.standby import Standby
+from swarm.node.standby import Standby, part
 from swarm.rounds import fault_max
 
 if TYPE_CHECKING:
@@ -144,7 +144,22 @@ class EmbeddedChain:
             "chain_id": self.ledger.chain_id,
             "validators": [checksum(validator) for validator in validators],
             "faults_tolerated": fault_max(len(validators)),
+            **await self._liveness(),
             "rpc": None if self.server is None else self.server.url,
+        }
+
+    async def _liveness(self) -> dict[str, Any]:
+        """Who votes, who does not and why, and what keeps the ledger awake."""
+        standbys = frozenset(await self.contracts.standbys())
+        recovery = self.ledger.recovery
+        return {
+            "parts": {checksum(m.address): part(m, standbys) for m in await self.contracts.members()},
+            "heights": {checksum(member): height for member, height in self.agreement.heights.items()},
+            "floor": await self.contracts.floor(),
+            "standby_after_s": await self.contracts.absence_s(),
+            "silent_s": {checksum(member): silence_s for member, silence_s in self.standby.silent_s.items()},
+            "asleep_since_s": self.standby.asleep_since_s,
+            "recovery": None if recovery is None else recovery.manifest.height + 1,
         }
 
     def _on_block(self) -> None:

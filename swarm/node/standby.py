@@ -17,7 +17,7 @@ from swarm.consensus.standby import Report, absentees, listened, owed
 from swarm.encoding import Address, from_hex, to_hex
 from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
-from swarm.ledger.client import Contracts
+from swarm.ledger.client import Contracts, Member
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,15 @@ PAUSE_S = 10.0
 PAUSE_MAX_S = 600.0
 """How long a node waits after the ledger did not take its word: at first, and at most."""
 FILE_BYTES_MAX = 1 << 16
+
+
+def part(member: Member, standbys: Collection[Address]) -> str:
+    """What a member does for blocks: `votes`, `leave`, `standby` or `follows`."""
+    if not member.validator:
+        return "follows"
+    if member.standing:
+        return "votes"
+    return "standby" if member.address in standbys else "leave"
 
 
 class Listener(Protocol):

@@ -56,7 +56,8 @@ def recovery_block(ledger: Ledger, recovery: Recovery) -> tuple[bytes, Certifica
     """The block in which the manifest's validators record it, and their certificate."""
     ledger.begin_recovery(recovery)
     payload = ledger.build(world.now_ms(ledger), ledger.proposers()[0])
-    assert payload is not None and ledger.judge(payload, world.now_ms(ledger))
+    assert payload is not None
+    assert ledger.judge(payload, world.now_ms(ledger))
     voters = tuple(BY_ADDRESS[one] for one in recovery.manifest.validators)
     return payload, seals(ledger, payload, voters, recovery.electorate.vote_chain)
 
@@ -73,12 +74,14 @@ def test_the_block_after_the_last_one_replaces_the_validators(tmp_path: Path) ->
     for one in (ledger, follower):
         assert one.head.number == 4
         assert one.validators() == recovery.manifest.validators
-        assert one.vote_chain == CHAIN and one.recovery is None
+        assert one.vote_chain == CHAIN
+        assert one.recovery is None
     world.grow(ledger, 2)
     events = [interface("Consortium").event(log.topics, log.data) for log in ledger.block(4).receipts[0].logs]
     (recovered,) = [event for event in events if event is not None]
     assert recovered[0] == "Recovered"
-    assert recovered[1]["head"] == recovery.manifest.head and recovered[1]["signatures"] == 3
+    assert recovered[1]["head"] == recovery.manifest.head
+    assert recovered[1]["signatures"] == 3
     assert recovered[1]["reason"] == "two machine rooms burned down"
 
 
@@ -105,7 +108,8 @@ def test_an_imported_manifest_survives_a_restart_and_so_does_the_block_that_foll
     ledger.begin_recovery(recovery)
     ledger.close()
     ledger = open_ledger(tmp_path)
-    assert ledger.recovery == recovery and ledger.pending()
+    assert ledger.recovery == recovery
+    assert ledger.pending()
     assert ledger.saved_vote(3) is None, "an old vote binds the new validators"
     ledger.save_vote(3, b"what is said now")
     ledger.begin_recovery(recovery)  # again: nothing happens
@@ -115,7 +119,8 @@ def test_an_imported_manifest_survives_a_restart_and_so_does_the_block_that_foll
     ledger.append(payload, seals(ledger, payload, MEMBERS[:2], ledger.vote_chain))
     ledger.close()
     ledger = open_ledger(tmp_path)
-    assert ledger.head.number == 3 and ledger.recovery is None
+    assert ledger.head.number == 3
+    assert ledger.recovery is None
     world.grow(ledger, 1)
 
 
@@ -145,7 +150,8 @@ def test_a_block_that_the_validators_before_decided_after_all_ends_an_import(tmp
     ((payload, certificate),) = world.grow(other, 1)
     ledger.begin_recovery(signed(manifest(ledger, 0, 1), 0, 1, 2))
     ledger.append(payload, certificate)
-    assert ledger.recovery is None and len(ledger.validators()) == 4
+    assert ledger.recovery is None
+    assert len(ledger.validators()) == 4
     world.grow(ledger, 1)
 
 
@@ -160,18 +166,18 @@ def test_where_both_were_decided_the_second_is_refused_everywhere(tmp_path: Path
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[int, ...], str]] = {
-    "another chain": (dict(chain_id=7), (0, 1, 2), "is for chain 7"),
-    "another genesis": (dict(genesis=b"\1" * 32), (0, 1, 2), "this is chain"),
-    "a longer ledger": (dict(height=1), (0, 1, 2), "block 2 is decided: the longer ledger stands"),
-    "blocks that are missing here": (dict(height=3), (0, 1, 2), "this ledger is at block 2"),
-    "another block": (dict(head=b"\1" * 32), (0, 1, 2), "two blocks were decided at one height"),
+    "another chain": ({"chain_id": 7}, (0, 1, 2), "is for chain 7"),
+    "another genesis": ({"genesis": b"\1" * 32}, (0, 1, 2), "this is chain"),
+    "a longer ledger": ({"height": 1}, (0, 1, 2), "block 2 is decided: the longer ledger stands"),
+    "blocks that are missing here": ({"height": 3}, (0, 1, 2), "this ledger is at block 2"),
+    "another block": ({"head": b"\1" * 32}, (0, 1, 2), "two blocks were decided at one height"),
     "too few signatures": ({}, (0, 1), "2 signatures; 3 of the 4 members' operators"),
     "nobody's signature": ({}, (), "0 signatures"),
-    "no validators": (dict(validators=()), (0, 1, 2), "names no validator"),
-    "a stranger as validator": (dict(validators=(STRANGER.address,)), (0, 1, 2), "which is no member"),
-    "an operator as validator": (dict(validators=(OPERATORS[0].address,)), (0, 1, 2), "which is no member"),
-    "a validator twice": (dict(validators=(MEMBERS[0].address,) * 2), (0, 1, 2), "named twice"),
-    "a long reason": (dict(reason="ä" * 129), (0, 1, 2), "at most 256 bytes"),
+    "no validators": ({"validators": ()}, (0, 1, 2), "names no validator"),
+    "a stranger as validator": ({"validators": (STRANGER.address,)}, (0, 1, 2), "which is no member"),
+    "an operator as validator": ({"validators": (OPERATORS[0].address,)}, (0, 1, 2), "which is no member"),
+    "a validator twice": ({"validators": (MEMBERS[0].address,) * 2}, (0, 1, 2), "named twice"),
+    "a long reason": ({"reason": "ä" * 129}, (0, 1, 2), "at most 256 bytes"),
 }
 
 
@@ -182,7 +188,8 @@ def test_what_may_not_replace_validators_is_refused(tmp_path: Path, case: str) -
     world.grow(ledger, 2)
     with pytest.raises(RejectedError, match=reason):
         ledger.begin_recovery(signed(manifest(ledger, 0, 1, **changes), *operators))
-    assert ledger.recovery is None and len(ledger.validators()) == 4
+    assert ledger.recovery is None
+    assert len(ledger.validators()) == 4
     world.grow(ledger, 1)
 
 
@@ -227,7 +234,7 @@ def test_a_recovery_comes_by_import_only_and_first_in_its_block(tmp_path: Path) 
         ledger.add_transaction(recovery.transaction())
     behind = world.forge(other, world.propose(OPERATORS[0], 0), recovery.transaction())
     for vote_chain in (CHAIN, recovery.electorate.vote_chain):
-        with pytest.raises(PeerError, match="the first transaction of its block|no validator sealed"):
+        with pytest.raises(PeerError, match=r"the first transaction of its block|no validator sealed"):
             ledger.append(behind, seals(ledger, behind, MEMBERS[:4], vote_chain))
     data = interface("Consortium").call(
         "recover", recovery.manifest.genesis, 0, recovery.manifest.head, recovery.manifest.validators,
@@ -321,7 +328,8 @@ def test_a_wallet_that_knows_eip_712_signs_the_same(tmp_path: Path) -> None:
     }
     wallet = Account.sign_message(encode_typed_data(full_message=document), OPERATORS[0].secret).signature
     (ours,) = signed(made, 0).signatures
-    assert bytes(wallet)[:64] == ours[:64] and wallet[64] - 27 == ours[64]
+    assert bytes(wallet)[:64] == ours[:64]
+    assert wallet[64] - 27 == ours[64]
 
 
 def test_a_manifest_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
