@@ -85,6 +85,16 @@ def in_words(found: Mapping[str, int]) -> str:
     return f"awake: {found['connected']} of {found['validators']} validators are connected, {more}; {lying}"
 
 
+def elsewhere(external: Mapping[str, Any]) -> str:
+    """How a chain that is not the members' own stands, for a person: who decides its blocks is not theirs to say."""
+    return (
+        f"somebody else's chain at {external['endpoint']}, which "
+        f"{'answers' if external['answers'] else 'does not answer now'}: its last block is {external['head']}, and one "
+        f"counts with {external['confirmations']} more on it\n"
+        f"          Consortium {external['consortium']}, Runs {external['runs']}"
+    )
+
+
 def view(seen: Mapping[str, Any]) -> RenderableType:
     """A node's status as a person reads it."""
     names = {member["address"]: member["name"] for member in seen["members"]}
@@ -98,7 +108,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
     head = (
         f"[b]{seen['name']}[/]  {seen['address']}\n"
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
-        f"          {in_words(strength(seen))}\n"
+        f"          {elsewhere(seen['external']) if 'external' in seen else in_words(strength(seen))}\n"
         f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
     )
     members = screen.table(
