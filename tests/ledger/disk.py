@@ -88,7 +88,7 @@ def _sectors(writes: Iterable[tuple[int, bytes | None]]) -> list[tuple[int, byte
     return [(at, data) for at, data in pieces if data is None or data]
 
 
-class Disk(apsw.VFS):  # type: ignore[misc]
+class Disk(apsw.VFS):
     """The disk under one folder. Give `connect` to a `Database` as its way to open files."""
 
     def __init__(self) -> None:
@@ -142,11 +142,11 @@ class Disk(apsw.VFS):  # type: ignore[misc]
 
     # --- what SQLite calls
 
-    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
         path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name or "temporary")
         return _File(self, name, flags, path.name)
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:
         self.step()
         super().xDelete(filename, syncdir)
         plates = self.files.get(Path(filename).name)
@@ -154,7 +154,7 @@ class Disk(apsw.VFS):  # type: ignore[misc]
             plates.deleted, plates.named = True, syncdir
 
 
-class _File(apsw.VFSFile):  # type: ignore[misc]
+class _File(apsw.VFSFile):
     def __init__(self, disk: Disk, name: Any, flags: list[int], own: str) -> None:
         super().__init__("", name, flags)
         self._disk = disk
@@ -163,17 +163,17 @@ class _File(apsw.VFSFile):  # type: ignore[misc]
             plates = disk.files[own] = Plates(journal=own.endswith(("-wal", "-journal")))
         self._plates = plates
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+    def xWrite(self, data: bytes, offset: int) -> None:
         self._disk.step()
         self._plates.pending.append((offset, bytes(data)))
         super().xWrite(data, offset)
 
-    def xTruncate(self, newsize: int) -> None:  # noqa: N802
+    def xTruncate(self, newsize: int) -> None:
         self._disk.step()
         self._plates.pending.append((newsize, None))
         super().xTruncate(newsize)
 
-    def xSync(self, flags: int) -> None:  # noqa: N802
+    def xSync(self, flags: int) -> None:
         self._disk.step()
         if not self._plates.named and self._plates.journal:
             # As SQLite's own Unix layer does: the first sync of a new journal syncs the folder too.
@@ -190,11 +190,11 @@ class Connection:
 
     def execute(self, sql: str, values: Iterable[object] = ()) -> _Cursor:
         with _translated():
-            return _Cursor(self._file.execute(sql, tuple(values)))  # type: ignore[arg-type]
+            return _Cursor(self._file.execute(sql, tuple(values)))
 
     def executemany(self, sql: str, rows: Iterable[Iterable[object]]) -> None:
         with _translated():
-            self._file.executemany(sql, [tuple(row) for row in rows])  # type: ignore[misc]
+            self._file.executemany(sql, [tuple(row) for row in rows])
 
     def executescript(self, sql: str) -> None:
         self.execute(sql)

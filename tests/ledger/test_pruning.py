@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rlp
@@ -25,7 +26,7 @@ def places(rows: dict[bytes, bytes], root: Digest, *, accounts: bool = True) -> 
     """How often each hash stands in the tries below a root: read node by node, as nobody would in a hurry."""
     found: Counter[Digest] = Counter()
 
-    def walk(child: bytes | list[object], storage: bool) -> None:
+    def walk(child: Any, storage: bool) -> None:
         node = child
         if isinstance(child, bytes):
             if child in (b"", EMPTY_TRIE_ROOT):
