@@ -12,7 +12,7 @@ from swarm.errors import ConfigError
 from swarm.ledger.artifact import artifact
 
 if TYPE_CHECKING:
-    from swarm.ledger.evm import Allocation, Evm, Execution
+    from swarm.ledger.evm import Allocation, Execution
 
 CONSORTIUM: Address = bytes.fromhex("0000000000000000000000000000000000001001")
 RUNS: Address = bytes.fromhex("0000000000000000000000000000000000001002")
@@ -58,9 +58,7 @@ class Genesis:
                 f"block_gas_limit = {config.block_gas_limit}, but it has to be {2 * TRANSACTION_GAS_MAX} to 2**53 - 1"
             )
         evm = Evm(config.chain_id, lambda _: None, lambda _: None)
-        execution = evm.genesis(
-            _contracts(evm, config), timestamp_ms=config.created_ms, gas_limit=config.block_gas_limit
-        )
+        execution = evm.genesis(allocations(config), timestamp_ms=config.created_ms, gas_limit=config.block_gas_limit)
         return cls(config.chain_id, execution)
 
 
@@ -83,13 +81,19 @@ def runs_creation(consortium: Address, *, ticks_per_second: int) -> bytes:
     return artifact("Runs").creation(consortium, ticks_per_second)
 
 
-def _contracts(evm: Evm, config: SwarmConfig) -> Mapping[Address, Allocation]:
-    from swarm.ledger.evm import Allocation
+def allocations(config: SwarmConfig, *, ticks_per_second: int = TICKS_PER_SECOND) -> Mapping[Address, Allocation]:
+    """The accounts of block 0: both contracts as their constructors leave them, and what they came from.
 
+    Raises:
+        ConfigError: the contracts refuse the founders, and why.
+    """
+    from swarm.ledger.evm import Allocation, Evm
+
+    evm = Evm(config.chain_id, lambda _: None, lambda _: None)
     try:
-        code = consortium_creation(config, ticks_per_second=TICKS_PER_SECOND)
+        code = consortium_creation(config, ticks_per_second=ticks_per_second)
         consortium = evm.deploy(CONSORTIUM, code, others={})
-        code = runs_creation(CONSORTIUM, ticks_per_second=TICKS_PER_SECOND)
+        code = runs_creation(CONSORTIUM, ticks_per_second=ticks_per_second)
         runs = evm.deploy(RUNS, code, others={CONSORTIUM: consortium})
     except ValueError as error:
         raise ConfigError(f"the contracts refuse these founders: {error}") from error

@@ -16,7 +16,7 @@ from swarm.ledger import genesis
 from swarm.ledger.abi import interface
 from swarm.ledger.archive import Archive
 from swarm.ledger.block import decode_payload
-from swarm.ledger.evm import Allocation, Evm
+from swarm.ledger.evm import Allocation
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.ledger import Ledger
 from tests.ledger import world
@@ -64,7 +64,7 @@ def chain(chain_id: int, allocations: Mapping[Address, Allocation], blocks: list
 
 def contracts_of(config: SwarmConfig) -> Mapping[Address, Allocation]:
     """The accounts that a consortium starts with."""
-    return genesis._contracts(Evm(config.chain_id, lambda _: None, lambda _: None), config)
+    return genesis.allocations(config)
 
 
 def chain_on_disk(swarm_toml: Path, site: Path) -> Chain:
