@@ -11,15 +11,23 @@ import typer
 
 from swarm.cli import screen
 from swarm.cli.arguments import Json, SitePath
+from swarm.cli.control import NodeClient
 from swarm.cli.ledger import contracts_of, operate
-from swarm.config import check_endpoint, load_site
+from swarm.cli.status import PARTS
+from swarm.config import SiteConfig, check_endpoint, load_site
+from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, from_hex
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, RejectedError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts, Member
 from swarm.ledger.endpoint import Call
+from swarm.node.standby import part
 
 app = typer.Typer(no_args_is_help=True, help="Who is in the consortium, and the operators' votes on it.")
+
+SETTLE_S = 0.5
+SETTLE_TRIES = 60
+"""Members tell their height every two seconds."""
 
 Who = Annotated[str, typer.Argument(metavar="MEMBER", help="its name or address")]
 
@@ -44,11 +52,11 @@ def list_(site: SitePath, json_: Json = False) -> None:
     """List the members, by the ledger."""
     settings = load_site(site)
 
-    async def work() -> tuple[Member, ...]:
+    async def work() -> tuple[tuple[Member, ...], frozenset[Address]]:
         async with contracts_of(settings) as contracts:
-            return await contracts.members()
+            return await contracts.members(), frozenset(await contracts.standbys())
 
-    members = asyncio.run(work())
+    members, standbys = asyncio.run(work())
     if json_:
         screen.print_json(
             [
@@ -59,19 +67,14 @@ def list_(site: SitePath, json_: Json = False) -> None:
                     "endpoint": m.endpoint,
                     "validator": m.validator,
                     "standing": m.standing,
+                    "part": part(m, standbys),
                 }
                 for m in members
             ]
         )
         return
-    rows = [[m.name, checksum(m.address), _part(m), m.endpoint] for m in members]
+    rows = [[m.name, checksum(m.address), PARTS[part(m, standbys)], m.endpoint] for m in members]
     screen.show(screen.table("name", "address", "part", "endpoint", rows=rows))
-
-
-def _part(member: Member) -> str:
-    if not member.validator:
-        return "follows"
-    return "votes" if member.standing else "on leave"
 
 
 @app.command()
@@ -198,21 +201,63 @@ def endpoint(site: SitePath, multiaddr: Annotated[str, typer.Argument(help="/ip4
     _operate(site, call, f"this site is reached at {multiaddr}")
 
 
-@app.command("stand-down")
-def stand_down(site: SitePath) -> None:
-    """Planned leave: this site's node does not vote on blocks until `resume`."""
-
-    async def call(contracts: Contracts) -> Call:
-        return contracts.stand_down()
-
-    _operate(site, call, "this site's node does not vote any more; `swarm members resume` ends that")
-
-
 @app.command()
-def resume(site: SitePath) -> None:
-    """End a planned leave: this site's node votes on blocks again."""
+def leave(site: SitePath) -> None:
+    """Planned leave: from the next block on, blocks are decided without this site's node.
 
-    async def call(contracts: Contracts) -> Call:
-        return contracts.resume()
+    Returns when the others have that block, so that the node can be switched off. Signed by the site's operator; where
+    the settings name no operator's key, by the node.
+    """
+    settings = load_site(site)
+    block, settled = asyncio.run(_leave(settings))
+    screen.out.print(
+        f"from block {block + 1} on blocks are decided without {settings.name}; "
+        + (
+            f"the others have block {block}, so its node may be switched off"
+            if settled
+            else f"leave its node on until `swarm status` shows that the others have block {block}"
+        )
+        + "; `swarm members return` ends the leave"
+    )
 
-    _operate(site, call, "this site's node votes again")
+
+@app.command("return")
+def return_(site: SitePath) -> None:
+    """End a planned leave, or a standby: this site's node votes on blocks again, from the next one on."""
+    settings = load_site(site)
+    block = asyncio.run(_stand(settings, "swarm_return", Contracts.resume))
+    screen.out.print(f"from block {block + 1} on the node of {settings.name} votes again: it stays on day and night")
+
+
+async def _leave(site: SiteConfig) -> tuple[int, bool]:
+    """The last block that this site votes on, and whether a quorum of those who stay has it."""
+    try:
+        block = await _stand(site, "swarm_leave", Contracts.stand_down)
+    except RejectedError as error:
+        if "too few validators would stand" not in str(error):
+            raise
+        async with contracts_of(site) as contracts:
+            floor, stand = await contracts.floor(), len(await contracts.validators())
+        raise RejectedError(
+            f"{stand} validators stand, and leave never takes them below {floor} (four tolerate one that fails): wait "
+            "until another one is back, or let operators admit a further validator: `swarm members validator`"
+        ) from error
+    async with NodeClient(site) as node:
+        for _ in range(SETTLE_TRIES):
+            seen = await node.call("swarm_status")
+            if "heights" not in seen:
+                return block, True  # the chain is kept by others
+            have = sum(seen["heights"].get(one, 0) >= block for one in seen["validators"])
+            if have >= quorum(len(seen["validators"])):
+                return block, True
+            await asyncio.sleep(SETTLE_S)
+    return block, False
+
+
+async def _stand(site: SiteConfig, method: str, call: Callable[[Contracts], Call]) -> int:
+    """The block that took the call of this site's operator, or of its node where the operator's key is elsewhere."""
+    if site.operator_keystore is None:
+        async with NodeClient(site) as node:
+            return int((await node.call(method))["block"])
+    async with contracts_of(site) as contracts:
+        return (await operate(site, contracts, call(contracts))).block

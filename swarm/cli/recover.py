@@ -1,7 +1,7 @@
-"""`swarm recover`: when more than a third of the validators are gone for good, two thirds of the operators replace them.
+"""`swarm recover`: two thirds of the operators replace validators when more than a third are gone for good.
 
-A manifest travels from operator to operator as a file; each signs it after the own node has shown that it knows no later
-block. Then every site imports it, and the new validators record it in the next block.
+A manifest travels from operator to operator as a file; each signs it where the own node knows no later block. Then
+every site imports it, and the new validators record it in the next block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from swarm.identity import checksum
 
 if TYPE_CHECKING:
     from swarm.ledger.client import Member
-    from swarm.ledger.recovery import Manifest, Recovery
+    from swarm.ledger.ledger import Ledger
+    from swarm.ledger.recovery import Recovery
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,7 +97,7 @@ async def see(site: SiteConfig) -> Seen:
     config = load_swarm(site.swarm)
     if config.external is not None:
         raise ConfigError(
-            f"{site.swarm}: the ledger is kept by {config.external.endpoint}, whose validators are its own"
+            f"{site.swarm}: the ledger is kept by {config.external.endpoint}, which has its own validators"
         )
     genesis = Genesis.of(config)
     if not await _runs(site):
@@ -144,14 +145,12 @@ def _from_folder(site: SiteConfig) -> Seen:
         ledger.close()
 
 
-def _members(ledger: object) -> tuple[Member, ...]:
+def _members(ledger: Ledger) -> tuple[Member, ...]:
     from web3 import AsyncWeb3
 
     from swarm.ledger.client import Contracts
-    from swarm.ledger.ledger import Ledger
     from swarm.ledger.rpc import LedgerProvider, Rpc
 
-    assert isinstance(ledger, Ledger)
     contracts = Contracts(AsyncWeb3(LedgerProvider(Rpc(ledger, ledger.add_transaction))))
     return asyncio.run(contracts.members())
 

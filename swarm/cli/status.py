@@ -10,14 +10,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 
 from swarm.cli import screen
 from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
 from swarm.config import SiteConfig, load_site
+from swarm.consensus.quorum import quorum
 from swarm.rounds import fault_max
 
 WATCH_S = 0.5
+PARTS = {"votes": "votes", "leave": "on leave", "standby": "on standby", "follows": "follows"}
+"""What a member does for blocks, for people."""
 
 
 def status(
@@ -50,39 +54,75 @@ async def _watch(site: SiteConfig) -> None:
                 await asyncio.sleep(WATCH_S)
 
 
-def strength(seen: Mapping[str, Any]) -> dict[str, int]:
+def strength(seen: Mapping[str, Any]) -> dict[str, Any]:
     """How the ledger stands, from a node's status.
 
     Returns:
         validators, connected (with this node), quorum, spare (how many more may fail before it sleeps; below 0: how
-        many are missing), faulty_max (how many may lie without harm).
+        many are missing), faulty_max (how many may lie and no block is forged), faulty_now (how many may lie and it
+        goes on, with those that are down now), missing (names of the validators that are not connected),
+        asleep_since_s (Unix seconds; None while it is awake, or where the node does not say).
     """
     validators = len(seen["validators"])
-    connected = sum(member["validator"] and member["connected"] for member in seen["members"])
-    quorum = -(-2 * validators // 3)
+    missing = [member["name"] for member in seen["members"] if member["validator"] and not member["connected"]]
+    connected = validators - len(missing)
+    needed = quorum(validators)
     return {
         "validators": validators,
         "connected": connected,
-        "quorum": quorum,
-        "spare": connected - quorum,
+        "quorum": needed,
+        "spare": connected - needed,
         "faulty_max": fault_max(validators),
+        "faulty_now": max(fault_max(validators) - len(missing), 0),
+        "missing": missing,
+        "asleep_since_s": seen.get("asleep_since_s") if connected < needed else None,
     }
 
 
-def in_words(found: Mapping[str, int]) -> str:
+def in_words(found: Mapping[str, Any], now_s: float) -> str:
     """What `strength` means, for a person."""
+    up = f"{found['connected']} of {found['validators']} validators are connected"
     if found["spare"] < 0:
+        since = found["asleep_since_s"]
         return (
-            f"asleep: {found['connected']} of {found['validators']} validators are connected and {found['quorum']} are "
-            "needed; nothing is lost, it wakes when they are back"
+            f"asleep{'' if since is None else f' since {ago(max(now_s - since, 0))}'}: {up} and {found['quorum']} are "
+            "needed; nothing is lost, it wakes when "
+            f"{-found['spare']} of these are back: {', '.join(found['missing'])}. "
+            "If too many are gone for good, two thirds of the operators replace them: `swarm recover propose`"
         )
     more = f"{found['spare']} more may fail" if found["spare"] else "none more may fail"
-    lying = (
-        f"up to {found['faulty_max']} may even lie"
-        if found["faulty_max"]
-        else "a crash at most is tolerated, no traitor: that takes 4 validators"
-    )
-    return f"awake: {found['connected']} of {found['validators']} validators are connected, {more}; {lying}"
+    return f"awake: {up}, {more}; {_liars_in_words(found)}"
+
+
+def _liars_in_words(found: Mapping[str, Any]) -> str:
+    if not found["faulty_max"]:
+        return "a crash at most is tolerated, no traitor: that takes 4 validators"
+    if found["faulty_now"]:
+        return f"up to {found['faulty_now']} may even lie"
+    return f"no block is forged while at most {found['faulty_max']} lie, but one that lies could stop the ledger now"
+
+
+def absences(seen: Mapping[str, Any]) -> list[str]:
+    """Which validators do not vote and why, and what waits to be recorded; a line each."""
+    parts: Mapping[str, str] = seen.get("parts", {})
+    days = seen.get("standby_after_s", 0) / 86_400
+    lines = [
+        f"{name} is on standby: the others had not heard of it for {days:.3g} days; it votes again when it is back"
+        for name in _playing(seen, parts, "standby")
+    ]
+    lines += [
+        f"{name} is on leave: `swarm members return` ends that, at its site" for name in _playing(seen, parts, "leave")
+    ]
+    if seen.get("recovery") is not None:
+        lines.append(
+            f"a manifest that replaces the validators was imported: block {seen['recovery']} records it as soon as two "
+            "thirds of the new ones have imported it"
+        )
+    return lines
+
+
+def _playing(seen: Mapping[str, Any], parts: Mapping[str, str], part: str) -> list[str]:
+    return [member["name"] for member in seen["members"] if parts.get(member["address"]) == part]
 
 
 def elsewhere(external: Mapping[str, Any]) -> str:
@@ -102,25 +142,27 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
     def named(addresses: list[str]) -> str:
         return ", ".join(names.get(address, address) for address in addresses) or "-"
 
+    parts = seen.get("parts", {})
     behind = max(seen.get("height_seen", 0) - seen["height"], 0)
     late = f", {behind} behind the others" if behind else ""
     age_s = max(time.time() - seen["timestamp_ms"] / 1000, 0)
     head = (
         f"[b]{seen['name']}[/]  {seen['address']}\n"
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
-        f"          {elsewhere(seen['external']) if 'external' in seen else in_words(strength(seen))}\n"
-        f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
+        f"          {elsewhere(seen['external']) if 'external' in seen else escape(in_words(strength(seen), time.time()))}\n"
+        + "".join(f"          {escape(line)}\n" for line in absences(seen))
+        + f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
     )
     members = screen.table(
         "member",
         "address",
-        "validator",
+        "part",
         "connected",
         rows=(
             (
                 member["name"],
                 member["address"],
-                "yes" if member["validator"] else "no",
+                PARTS[parts.get(member["address"], "votes" if member["validator"] else "follows")],
                 "this node" if member["address"] == seen["address"] else "yes" if member["connected"] else "no",
             )
             for member in seen["members"]

@@ -217,7 +217,7 @@ def test_a_wrong_password_is_one_line_and_no_vote(swarm: Swarm, hospitals: Hospi
     settings = north.read_text().replace("keys/north-operator.password", "keys/wrong.password")
     (folder / "sites" / "guesser.toml").write_text(settings)
     try:
-        said = refused(swarm, 2, "members", "stand-down", folder / "sites" / "guesser.toml")
+        said = refused(swarm, 2, "members", "leave", folder / "sites" / "guesser.toml")
     finally:
         (folder / "sites" / "guesser.toml").unlink()
     assert "does not open with this password" in said
@@ -226,7 +226,7 @@ def test_a_wrong_password_is_one_line_and_no_vote(swarm: Swarm, hospitals: Hospi
 
 def test_where_no_node_runs_every_command_names_the_way_out(swarm: Swarm, consortium: Path) -> None:
     site = consortium / "sites" / "north.toml"
-    for command in (("run", "list"), ("members", "list"), ("members", "stand-down"), ("run", "approve")):
+    for command in (("run", "list"), ("members", "list"), ("members", "leave"), ("run", "approve")):
         said = refused(swarm, 1, *command, site, *(["1"] if command == ("run", "approve") else []))
         assert f"start it with `swarm node {site}`" in said
 

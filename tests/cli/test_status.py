@@ -49,8 +49,12 @@ def seen(validators: int, connected: int, followers: int = 0) -> dict[str, Any]:
     ("validators", "connected", "said"),
     [
         (4, 4, "awake: 4 of 4 validators are connected, 1 more may fail; up to 1 may even lie"),
-        (4, 3, "awake: 3 of 4 validators are connected, none more may fail"),
+        (4, 3, "awake: 3 of 4 validators are connected, none more may fail; no block is forged while at most 1 lie"),
         (4, 2, "asleep: 2 of 4 validators are connected and 3 are needed"),
+        (4, 2, "it wakes when 1 of these are back: m2, m3. If too many are gone for good"),
+        (7, 6, "1 more may fail; up to 1 may even lie"),
+        (7, 5, "none more may fail; no block is forged while at most 2 lie, but one that lies could stop"),
+        (6, 6, "2 more may fail; up to 1 may even lie"),
         (7, 7, "2 more may fail; up to 2 may even lie"),
         (3, 3, "1 more may fail; a crash at most is tolerated, no traitor"),
         (2, 2, "none more may fail; a crash at most is tolerated, no traitor"),
@@ -58,7 +62,37 @@ def seen(validators: int, connected: int, followers: int = 0) -> dict[str, Any]:
     ],
 )
 def test_how_many_more_may_fail_is_said_in_words(validators: int, connected: int, said: str) -> None:
-    assert said in in_words(strength(seen(validators, connected)))
+    assert said in in_words(strength(seen(validators, connected)), 0.0)
+
+
+def test_a_ledger_that_sleeps_says_since_when_and_one_that_is_awake_does_not() -> None:
+    asleep = {**seen(4, 2), "asleep_since_s": 1000.0}
+    assert "asleep since 3 h ago: 2 of 4" in in_words(strength(asleep), 1000.0 + 3 * 3600)
+    assert strength(asleep)["missing"] == ["m2", "m3"]
+    awake = strength({**seen(4, 3), "asleep_since_s": 1000.0})
+    assert awake["asleep_since_s"] is None, "it was asleep until just now"
+
+
+def test_who_is_away_is_shown_with_the_way_back() -> None:
+    status = seen(5, 5, followers=1)
+    names = [member["address"] for member in status["members"]]
+    status["validators"] = names[2:5]
+    for member in status["members"][:2]:
+        member["validator"] = False
+    status["parts"] = dict(zip(names, ["standby", "leave", "votes", "votes", "votes", "follows"], strict=True))
+    status |= {"standby_after_s": 604_800.0, "recovery": 8}
+    paper = StringIO()
+    Console(width=220, file=paper).print(view(status))
+    for part in (
+        "m0 is on standby: the others had not heard of it for 7 days; it votes again when it is back",
+        "m1 is on leave: `swarm members return`",
+        "block 8 records it as soon as two thirds of the new ones",
+        "on standby",
+        "on leave",
+        "follows",
+    ):
+        assert part in paper.getvalue()
+    assert "3 of 3 validators are connected" in paper.getvalue()
 
 
 def test_a_member_that_does_not_vote_does_not_count_towards_the_quorum() -> None:
