@@ -47,6 +47,8 @@ class Plan:
     """How many, if there is a kind of liar."""
     mistake: str = ""
     """One of `MISTAKES`: every honest member makes it."""
+    verify_all: int = 7
+    """Where more submitted than this, each member merges again only what it was assigned."""
     submissions_min: int = 0
     """Of the run's policy; 0: the fewest of which members that may be dishonest are no quorum."""
     skew_s: float = 0.2
@@ -81,6 +83,8 @@ class Plan:
             sync_interval=10,
             merge="mean",
             weight_ratio_max=1e9,
+            verify_all_members=self.verify_all,
+            verify_all_bytes=0,
             submissions_min=self.submissions_min or max(min(2, self.members), submissions_needed(self.members)),
             submit_s=12.0 * self.patience,
             merge_s=4.0 * self.patience,
@@ -145,4 +149,5 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
         patience=rng.choice([0.4, 1.0, 1.0]),
         train_s=rng.choice([0.5, 2.0, 4.0]),
         trouble_s=rng.choice([15.0, 30.0]),
+        verify_all=rng.choice([7, 7, 3]),
     )

@@ -6,12 +6,12 @@ and asks again after every block, every arrival and every deadline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TypeAlias
 
-from swarm.encoding import Address, Digest
+from swarm.encoding import Address, Digest, sha256
 
 
 class RunState(IntEnum):
@@ -107,9 +107,17 @@ class Have:
     unusable: frozenset[Digest] = frozenset()
     """Submitted objects that are here and that no merge under the policy takes (wrong tensors, not finite): every
     honest member finds the same, and reports them like bytes that never came."""
-    waits_since_s: float | None = None
-    """Since when, by its own clock, this node has waited for bytes that the merge needs: neither another clock nor a
-    restart makes it accuse somebody whom it has hardly asked."""
+    inspected: frozenset[Digest] = frozenset()
+    """Submitted objects that were looked at because others reported them."""
+    verified: int = 0
+    """The parts of what the leader published that this node merged again and found the same."""
+    wrong: tuple[Digest, Digest] | None = None
+    """(found, evidence) where what the leader published is proven to be wrong."""
+    heard: frozenset[Address] = frozenset()
+    """Whose refusals of this view were looked at."""
+    waits_since_s: Mapping[Digest, float] = field(default_factory=dict, hash=False)
+    """Since when, by its own clock, this node has waited for the bytes of a submission that it needs: neither another
+    clock nor a restart makes it accuse somebody whom it has hardly asked."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +162,50 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class Inspect:
+    """See whether a merge takes this submission, which others reported and which is here."""
+
+    run: int
+    round: int
+    base: Digest
+    submission: Submission
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Merge these parts again, compare them with what the leader published, and have the whole checkpoint."""
+
+    run: int
+    round: int
+    view: int
+    leader: Address
+    base: Digest
+    submissions: tuple[Submission, ...]
+    published: Digest
+    parts: int
+    sources: tuple[Address, ...]
+    """Who may have the inputs."""
+
+
+@dataclass(frozen=True)
+class Hear:
+    """Look at the evidence of those who refused."""
+
+    run: int
+    round: int
+    view: int
+    accusers: tuple[Address, ...]
+
+
+@dataclass(frozen=True)
 class Attest:
-    """Say on the ledger that this node merged too and found the published digest."""
+    """Say on the ledger that this node merged these parts too and found the published digest."""
 
     run: int
     round: int
     view: int
     checkpoint: Digest
+    parts: int = EVERY_PART
 
 
 @dataclass(frozen=True)
@@ -173,6 +218,8 @@ class Refuse:
     leader: Address
     published: Digest
     found: Digest
+    evidence: Digest | None = None
+    """An object that is in the store already."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +241,7 @@ class Advance:
     phase: Phase
 
 
-Duty: TypeAlias = Fetch | Submit | Merge | Publish | Attest | Refuse | ReportMissing | Advance
+Duty: TypeAlias = Fetch | Submit | Merge | Inspect | Verify | Hear | Publish | Attest | Refuse | ReportMissing | Advance
 
 
 def same_work(duty: Duty) -> tuple[object, ...]:
@@ -204,7 +251,19 @@ def same_work(duty: Duty) -> tuple[object, ...]:
             return Fetch, digest
         case Submit(run=run, round=round_):
             return Submit, run, round_
+        case Verify(run=run, round=round_, view=view):
+            return Verify, run, round_, view
     return type(duty), duty
+
+
+@dataclass(frozen=True)
+class Shares:
+    """That members merge again the parts they were assigned, and not everything."""
+
+    chunks: int
+    """Of the checkpoint."""
+    attest_s: float
+    """The policy's time for attestations. After half of it everybody takes what is left."""
 
 
 ADVANCE_STAGGER_S = 0.4
@@ -226,8 +285,78 @@ def submissions_needed(members: int) -> int:
     return next(count for count in range(1, members + 1) if -(-2 * count // 3) > liars)
 
 
+def chunks_of_parts(parts: int, chunks: int) -> list[int]:
+    """The chunks, ascending, that a set of parts means; with fewer chunks than parts, most parts are empty."""
+    filled = min(PARTS, chunks)
+    return [
+        chunk
+        for part in range(filled)
+        if parts >> part & 1
+        for chunk in range(part * chunks // filled, (part + 1) * chunks // filled)
+    ]
+
+
+def assigned_parts(
+    seed: Digest, published: Digest, verifiers: Sequence[Address], *, each: int, chunks: int
+) -> dict[Address, int]:
+    """Which parts each member merges again; nobody knows before the leader has published.
+
+    Every part goes to `each` members in a row, the next part to the next ones, so all have the same number but for one.
+
+    Args:
+        seed: the round's.
+        verifiers: whose submissions are merged, without the leader, in the order in which they joined.
+        chunks: of the checkpoint; parts that have none are everybody's.
+    """
+    filled = min(PARTS, chunks)
+    shares = dict.fromkeys(verifiers, EVERY_PART >> filled << filled)
+    start = int.from_bytes(sha256(seed + published), "big")
+    for part in range(filled):
+        for turn in range(min(each, len(verifiers))):
+            shares[verifiers[(start + part * each + turn) % len(verifiers)]] |= 1 << part
+    return shares
+
+
+def uncovered_parts(state: RoundState) -> int:
+    """The parts that too few members besides the leader have verified so far."""
+    some = dict(state.verified)
+    whole = len(state.attested - {state.leader} - some.keys())
+    return sum(
+        1 << part
+        for part in range(PARTS)
+        if whole + sum(parts >> part & 1 for parts in some.values()) < state.verifiers
+    )
+
+
+def owed_parts(state: RoundState, me: Address, now_s: float, shares: Shares) -> int:
+    """The parts of what was published that `me` has to verify by now."""
+    assert state.published is not None
+    verifiers = [s.member for s in state.merged if s.member != state.leader]
+    if me not in verifiers:
+        return 0
+    mine = assigned_parts(state.seed, state.published, verifiers, each=state.verifiers, chunks=shares.chunks)[me]
+    late = now_s >= state.deadline_s - shares.attest_s / 2
+    return mine | uncovered_parts(state) if late else mine
+
+
+def needed_whole(state: RoundState, me: Address, shares: Shares | None) -> tuple[Submission, ...]:
+    """The submissions of which `me` needs all bytes: all, or, where parts are assigned, the leader all and the others
+    those that somebody reported."""
+    if shares is None or (state.phase is not Phase.SUBMIT and state.leader == me):
+        return state.merged
+    reported = {member for _, member in state.missing}
+    return tuple(s for s in state.merged if s.member in reported and s.member != me)
+
+
 def duties(
-    state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
+    state: RoundState,
+    me: Address,
+    have: Have,
+    now_s: float,
+    *,
+    merge_s: float,
+    submissions_min: int,
+    shares: Shares | None = None,
 ) -> frozenset[Duty]:
     """What `me` owes now.
 
@@ -237,6 +366,7 @@ def duties(
         now_s: Unix seconds by this node's clock.
         merge_s: the policy's time for a leader; bytes that are absent for half of it are reported missing.
         submissions_min: the policy's; with fewer a round waits, whatever its deadline says.
+        shares: None where everybody merges everything again.
     """
     if state.state is not RunState.OPEN:
         return frozenset()
@@ -245,7 +375,8 @@ def duties(
     others = holders + tuple(m for m in state.expected if m != me and m not in holders)
     if state.base not in have.objects:
         owed.add(Fetch(state.base, others))
-    absent = [s for s in state.merged if s.digest not in have.objects]
+    needed = needed_whole(state, me, shares)
+    absent = [s for s in needed if s.digest not in have.objects]
     for submission in absent:
         owner = tuple(m for m in (submission.member,) if m != me)
         owed.add(Fetch(submission.digest, owner + tuple(m for m in others if m not in owner)))
@@ -255,14 +386,22 @@ def duties(
         update = have.update
         if update is not None and update.round == state.round and me not in {s.member for s in state.submissions}:
             count = min(len(others), fault_max(len(others) + 1) + 1)
-            owed.add(Submit(state.run, state.round, update, others, count))
+            custodians = others if shares is None else _custodians(others, me)
+            owed.add(Submit(state.run, state.round, update, custodians, count))
     elif have.merged is None:
         unusable = [s for s in state.merged if s.digest in have.unusable]
-        if not absent and not unusable and state.base in have.objects:
+        if shares is not None and state.base in have.objects:
+            owed.update(
+                Inspect(state.run, state.round, state.base, s)
+                for s in needed
+                if s.digest in have.objects and s.digest not in have.inspected | have.unusable
+            )
+        if needed == state.merged and not absent and not unusable and state.base in have.objects:
             owed.add(Merge(state.run, state.round, state.base, state.merged))
+        elif shares is not None and state.phase is Phase.ATTEST:
+            owed |= _owed_verdict(state, me, have, now_s, shares, others)
         elif state.phase is Phase.MERGE and me in submitters:
-            patient = have.waits_since_s is not None and now_s >= have.waits_since_s + merge_s / 2
-            late = absent if patient else []
+            late = [s for s in absent if now_s >= have.waits_since_s.get(s.digest, now_s) + merge_s / 2]
             reported = {member for reporter, member in state.missing if reporter == me}
             owed.update(
                 ReportMissing(state.run, state.round, s.member)
@@ -278,6 +417,42 @@ def duties(
     if _can_advance(state, submissions_min) and now_s >= advance_due_s(state, me):
         owed.add(Advance(state.run, state.round, state.view, state.phase))
     return frozenset(owed)
+
+
+def _custodians(others: tuple[Address, ...], me: Address) -> tuple[Address, ...]:
+    """The others in an order of its own for each member, so that not all give their copies to the same ones."""
+    order = sorted(others)
+    after = [member for member in order if member > me]
+    return (*after, *order[: len(order) - len(after)])
+
+
+def _owed_verdict(
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares, others: tuple[Address, ...]
+) -> set[Duty]:
+    """What a member owes that merges parts only, after the leader published."""
+    published = state.published
+    if published is None or me in state.refused or me == state.leader or me not in {s.member for s in state.merged}:
+        return set()
+    if have.wrong is not None:
+        return {Refuse(state.run, state.round, state.view, state.leader, published, *have.wrong)}
+    owed: set[Duty] = set()
+    unheard = tuple(sorted(state.refused - have.heard))
+    if unheard:
+        owed.add(Hear(state.run, state.round, state.view, unheard))
+    parts = owed_parts(state, me, now_s, shares)
+    said = dict(state.verified).get(me, EVERY_PART if me in state.attested else 0)
+    usable = not any(s.digest in have.unusable for s in state.merged)
+    left = parts & ~(have.verified | said)
+    if left and usable and state.base in have.objects:
+        sources = (state.leader, *(member for member in others if member != state.leader))
+        owed.add(
+            Verify(
+                state.run, state.round, state.view, state.leader, state.base, state.merged, published, left, sources
+            )
+        )  # fmt: skip
+    elif parts & have.verified & ~said:
+        owed.add(Attest(state.run, state.round, state.view, published, parts & have.verified))
+    return owed
 
 
 def _can_advance(state: RoundState, submissions_min: int) -> bool:
@@ -303,14 +478,23 @@ def advance_due_s(state: RoundState, me: Address) -> float:
 
 
 def next_change_s(
-    state: RoundState, me: Address, have: Have, now_s: float, *, merge_s: float, submissions_min: int
+    state: RoundState,
+    me: Address,
+    have: Have,
+    now_s: float,
+    *,
+    merge_s: float,
+    submissions_min: int,
+    shares: Shares | None = None,
 ) -> float | None:
     """When to ask `duties` again although nothing arrived; None where only an arrival can change them."""
     if state.state is not RunState.OPEN:
         return None
-    times = [] if have.waits_since_s is None else [have.waits_since_s + merge_s / 2]
+    times = [since_s + merge_s / 2 for since_s in have.waits_since_s.values()]
     if _can_advance(state, submissions_min):
         times.append(advance_due_s(state, me))
+    if shares is not None and state.phase is Phase.ATTEST:
+        times.append(state.deadline_s - shares.attest_s / 2)
     return min((time for time in times if time > now_s), default=None)
 
 

@@ -574,6 +574,11 @@ class Partial:
         start = index * CHUNK_BYTES
         return start, min(CHUNK_BYTES, self.size - start)
 
+    @property
+    def path(self) -> Path:
+        """The file, of the object's size; chunks that have not come are holes in it."""
+        return self._store._place(self.digest) if self._finished else self._part
+
     def missing(self) -> list[int]:
         """The chunks that have not come, ascending."""
         return [index for index, here in enumerate(self._have) if not here]

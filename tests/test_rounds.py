@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from swarm.encoding import ZERO_ADDRESS, Address, Digest, sha256
 from swarm.rounds import (
     ADVANCE_STAGGER_S,
+    EVERY_PART,
     Advance,
     Attest,
     Duty,
@@ -24,15 +25,21 @@ from swarm.rounds import (
     ReportMissing,
     RoundState,
     RunState,
+    Shares,
     Submission,
     Submit,
     Update,
+    Verify,
     advance_due_s,
+    assigned_parts,
+    chunks_of_parts,
     duties,
     fault_max,
     leader_of,
     next_change_s,
+    owed_parts,
     submissions_needed,
+    uncovered_parts,
 )
 
 RUN, ROUND, VIEW = 7, 3, 1
@@ -202,28 +209,28 @@ SITUATIONS = [
     Situation(
         "at half of the time an absent update is reported",
         state(Phase.MERGE),
-        Have(WITHOUT_C, waits_since_s=SINCE_S),
+        Have(WITHOUT_C, waits_since_s={ALL[2].digest: SINCE_S}),
         frozenset({fetch(ALL[2].digest, C, B, D), ReportMissing(RUN, ROUND, C)}),
         now_s=HALF_S,
     ),
     Situation(
         "who has only begun to wait reports nobody, however late the ledger's clock says it is",
         state(Phase.MERGE),
-        Have(WITHOUT_C, waits_since_s=HALF_S - 0.1),
+        Have(WITHOUT_C, waits_since_s={ALL[2].digest: HALF_S - 0.1}),
         frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
     Situation(
         "an update is reported once",
         state(Phase.MERGE, missing=[(A, C), (B, D)]),
-        Have(WITHOUT_C, waits_since_s=SINCE_S),
+        Have(WITHOUT_C, waits_since_s={ALL[2].digest: SINCE_S}),
         frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
     Situation(
         "who submitted nothing reports nobody",
         state(Phase.MERGE, ALL[1:]),
-        Have(WITHOUT_C, waits_since_s=SINCE_S),
+        Have(WITHOUT_C, waits_since_s={ALL[2].digest: SINCE_S}),
         frozenset({fetch(ALL[2].digest, C, B, D)}),
         now_s=HALF_S,
     ),
@@ -343,6 +350,9 @@ MEMBERS = tuple(address(i) for i in range(1, 9))
 DIGESTS = st.sampled_from([BASE, MERGED, WRONG])
 times = st.floats(985.0, 1030.0)
 members = st.sampled_from(MEMBERS)
+UPDATES = st.sampled_from([submission(member).digest for member in MEMBERS])
+PART_SETS = st.sampled_from([0, 1, 2**256 - 2, EVERY_PART, 0b1011, EVERY_PART ^ 0b1000])
+SHARES = st.none() | st.builds(Shares, st.sampled_from([0, 1, 3, 400]), st.just(10.0))
 
 
 @st.composite
@@ -350,6 +360,7 @@ def states(draw: st.DrawFn) -> RoundState:
     who = draw(st.lists(members, unique=True, max_size=8))
     submissions = tuple(submission(member, struck=draw(st.booleans())) for member in who)
     some = st.frozensets(members)
+    attested = draw(some)
     return RoundState(
         run=RUN,
         state=draw(st.sampled_from(RunState)),
@@ -364,9 +375,11 @@ def states(draw: st.DrawFn) -> RoundState:
         expected=tuple(draw(st.lists(members, unique=True, max_size=8))),
         submissions=submissions,
         published=draw(st.none() | DIGESTS),
-        attested=draw(some),
+        attested=attested,
         refused=draw(some),
         missing=draw(st.frozensets(st.tuples(members, members), max_size=6)),
+        verifiers=draw(st.integers(0, 4)),
+        verified=tuple((member, draw(PART_SETS)) for member in sorted(attested) if draw(st.booleans())),
     )
 
 
@@ -374,7 +387,16 @@ def states(draw: st.DrawFn) -> RoundState:
 def haves(draw: st.DrawFn) -> Have:
     objects = draw(st.frozensets(st.sampled_from([BASE, *(submission(m).digest for m in MEMBERS)])))
     update = draw(st.none() | st.builds(Update, st.integers(ROUND - 1, ROUND + 1), DIGESTS, st.integers(1, 100)))
-    return Have(objects, update, draw(st.none() | DIGESTS), waits_since_s=draw(st.none() | times))
+    return Have(
+        objects,
+        update,
+        draw(st.none() | DIGESTS),
+        waits_since_s=draw(st.dictionaries(UPDATES, times)),
+        inspected=draw(st.frozensets(UPDATES)),
+        verified=draw(PART_SETS),
+        wrong=draw(st.none() | st.tuples(DIGESTS, DIGESTS)),
+        heard=draw(st.frozensets(members)),
+    )
 
 
 thorough = settings(max_examples=250, deadline=None, derandomize=True)
@@ -385,11 +407,11 @@ def owed_of_kind(kind: type[Duty], owed: frozenset[Duty]) -> list[Duty]:
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_a_verdict_rests_on_an_own_merge_and_says_what_it_found(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
-    for duty in duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN):
+    for duty in duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares):
         if isinstance(duty, Attest):
             assert have.merged is not None
             assert have.merged == state.published == duty.checkpoint
@@ -403,11 +425,13 @@ def test_a_verdict_rests_on_an_own_merge_and_says_what_it_found(
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_only_the_leader_publishes_and_only_what_it_merged(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
-    for duty in owed_of_kind(Publish, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
+    for duty in owed_of_kind(
+        Publish, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+    ):
         assert isinstance(duty, Publish)
         assert me == state.leader
         assert duty.checkpoint == have.merged
@@ -415,22 +439,24 @@ def test_only_the_leader_publishes_and_only_what_it_merged(
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_a_merge_is_owed_only_with_every_byte_here_and_takes_all_that_are_not_struck(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
-    for duty in owed_of_kind(Merge, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
+    for duty in owed_of_kind(
+        Merge, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+    ):
         assert isinstance(duty, Merge)
         assert {duty.base, *(s.digest for s in duty.submissions)} <= have.objects
         assert duty.submissions == tuple(s for s in state.submissions if not s.struck)
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_what_is_here_is_not_fetched_and_nobody_asks_itself(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
-    owed = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+    owed = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
     fetched = [duty.digest for duty in owed if isinstance(duty, Fetch)]
     assert not set(fetched) & have.objects
     assert len(fetched) == len(set(fetched))
@@ -441,11 +467,13 @@ def test_what_is_here_is_not_fetched_and_nobody_asks_itself(
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_custody_is_asked_of_others_and_never_of_more_than_there_are(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
-    for duty in owed_of_kind(Submit, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)):
+    for duty in owed_of_kind(
+        Submit, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+    ):
         assert isinstance(duty, Submit)
         assert me not in duty.custodians
         assert len(set(duty.custodians)) == len(duty.custodians)
@@ -456,30 +484,35 @@ def test_custody_is_asked_of_others_and_never_of_more_than_there_are(
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_nobody_owes_anything_in_a_run_that_is_not_open(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
     if state.state is not RunState.OPEN:
-        assert duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) == frozenset()
-        assert next_change_s(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) is None
+        assert (
+            duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+            == frozenset()
+        )
+        assert (
+            next_change_s(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+            is None
+        )
 
 
 @thorough
-@given(states(), members, haves(), times)
+@given(states(), members, haves(), times, SHARES)
 def test_only_absent_updates_of_others_are_reported_and_not_before_half_of_the_time(
-    state: RoundState, me: Address, have: Have, now_s: float
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
 ) -> None:
     for duty in owed_of_kind(
-        ReportMissing, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+        ReportMissing, duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
     ):
         assert isinstance(duty, ReportMissing)
         assert duty.member != me
         assert submission(duty.member) in state.submissions
         assert submission(duty.member).digest not in have.objects
         assert (me, duty.member) not in state.missing
-        assert have.waits_since_s is not None
-        assert now_s >= have.waits_since_s + MERGE_S / 2
+        assert now_s >= have.waits_since_s[submission(duty.member).digest] + MERGE_S / 2
 
 
 @thorough
@@ -497,24 +530,30 @@ def test_exactly_one_member_is_the_first_to_advance(state: RoundState) -> None:
 
 
 @thorough
-@given(states(), members, haves(), times, times)
+@given(states(), members, haves(), times, times, SHARES)
 def test_next_change_names_every_moment_at_which_duties_change_by_themselves(
-    state: RoundState, me: Address, have: Have, one_s: float, other_s: float
+    state: RoundState, me: Address, have: Have, one_s: float, other_s: float, shares: Shares | None
 ) -> None:
     before_s, after_s = sorted((one_s, other_s))
-    if duties(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN) != duties(
-        state, me, have, after_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN
+    if duties(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares) != duties(
+        state, me, have, after_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares
     ):
-        change_s = next_change_s(state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+        change_s = next_change_s(
+            state, me, have, before_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares
+        )
         assert change_s is not None
         assert before_s < change_s <= after_s
 
 
 @thorough
-@given(states(), members, haves(), times)
-def test_the_same_situation_owes_the_same(state: RoundState, me: Address, have: Have, now_s: float) -> None:
-    first = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
-    assert first == duties(replace(state), me, replace(have), now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN)
+@given(states(), members, haves(), times, SHARES)
+def test_the_same_situation_owes_the_same(
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
+) -> None:
+    first = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+    assert first == duties(
+        replace(state), me, replace(have), now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares
+    )
 
 
 @thorough
@@ -529,6 +568,75 @@ def test_views_in_a_row_ask_every_eligible_member_to_lead(seed: Digest, view: in
         eligible = [m for m in unstruck if m in leads] or unstruck
         found = {leader_of(seed, view + step, submissions, leads) for step in range(len(eligible))}
         assert found == set(eligible)
+
+
+@thorough
+@given(states(), members, haves(), times, SHARES)
+def test_a_member_attests_what_it_verified_and_nothing_that_is_proven_wrong(
+    state: RoundState, me: Address, have: Have, now_s: float, shares: Shares | None
+) -> None:
+    owed = duties(state, me, have, now_s, merge_s=MERGE_S, submissions_min=SUBMISSIONS_MIN, shares=shares)
+    for duty in owed_of_kind(Attest, owed):
+        assert isinstance(duty, Attest)
+        assert have.merged == state.published or (shares is not None and not duty.parts & ~have.verified)
+        assert have.merged is not None or have.wrong is None
+    for duty in owed_of_kind(Verify, owed):
+        assert isinstance(duty, Verify)
+        assert shares is not None
+        assert not duty.parts & have.verified
+        assert me != state.leader
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 2, 7, 65, 255, 256, 257, 1000, 8192])
+def test_parts_divide_the_chunks(chunks: int) -> None:
+    assert chunks_of_parts(EVERY_PART, chunks) == list(range(chunks))
+    sizes = [len(chunks_of_parts(1 << part, chunks)) for part in range(256)]
+    assert sum(sizes) == chunks
+    assert max(sizes) <= -(-chunks // 256)
+
+
+@pytest.mark.parametrize("members", [2, 4, 8, 10, 17, 20, 50, 128])
+@pytest.mark.parametrize("chunks", [1, 3, 64, 65, 300])
+def test_every_part_has_its_verifiers_and_all_have_alike(members: int, chunks: int) -> None:
+    verifiers = [address(i + 1) for i in range(members - 1)]
+    each = min(fault_max(members) + 1, members - 1)
+    for seed in range(20):
+        shares = assigned_parts(digest(str(seed)), digest("published"), verifiers, each=each, chunks=chunks)
+        filled = min(chunks, 256)
+        for part in range(256):
+            count = sum(mask >> part & 1 for mask in shares.values())
+            assert count == (each if part < filled else len(verifiers))
+        loads = [(mask & ((1 << filled) - 1)).bit_count() for mask in shares.values()]
+        assert max(loads) - min(loads) <= 1, f"seed {seed}"
+
+
+def test_nobody_knows_its_parts_before_the_leader_published() -> None:
+    verifiers = [address(i + 1) for i in range(9)]
+    drawn = {
+        assigned_parts(digest("seed"), digest(str(n)), verifiers, each=4, chunks=300)[verifiers[0]] for n in range(40)
+    }
+    assert len(drawn) >= 6
+
+
+def test_late_in_the_time_for_attestations_everybody_takes_what_is_left() -> None:
+    shares = Shares(chunks=300, attest_s=10.0)
+    who = tuple(submission(member) for member in MEMBERS)
+    leader, me, other, *_ = MEMBERS
+    shown = replace(
+        state(Phase.ATTEST, who, leader=leader, published=MERGED, attested=[leader, other]),
+        verifiers=3,
+        verified=((other, 0b1111),),
+    )
+    mine = owed_parts(shown, me, shown.deadline_s - 6.0, shares)
+    assert 0 < (mine & EVERY_PART).bit_count() < 200
+    assert owed_parts(shown, me, shown.deadline_s - 5.0, shares) == EVERY_PART
+    assert uncovered_parts(shown) == EVERY_PART
+    twice = replace(shown, verified=tuple((member, 0b111) for member in MEMBERS[1:4]), attested=frozenset(MEMBERS[:4]))
+    assert uncovered_parts(twice) == EVERY_PART ^ 0b111
+    assert owed_parts(shown, leader, shown.deadline_s - 5.0, shares) == 0
 
 
 # --- a planted mistake: each property above must be able to fail

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -111,6 +112,71 @@ async def pull(
         await asyncio.to_thread(partial.finish)
     if progress is not None:
         progress(size, size)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Some chunks of an object, in a file of the object's size; what was not asked for may be zeros there."""
+
+    path: Path
+    leaves: tuple[Digest, ...]
+
+
+async def pull_chunks(
+    transport: Transport,
+    store: Store,
+    digest: Digest,
+    sources: Collection[Address],
+    chunks: Collection[int],
+    *,
+    size: int,
+) -> Chunks:
+    """Have these chunks of an object on disk; those that came before are not asked for again, also after a restart.
+
+    The file stays until the store makes room; pin the object to keep it.
+
+    Args:
+        size: bytes that the object has; one of another size is not taken.
+
+    Raises:
+        UnavailableError: no source has given all of them; what came is kept for the next time.
+        PeerError: the object has another size.
+        ValueError: the object has no such chunk.
+        StorageError: the store would not take it.
+    """
+    if store.has(digest):
+        return Chunks(store.path(digest), store.leaves(digest))
+    candidates = [source for source in dict.fromkeys(sources) if source != transport.me]
+    found, leaves, inline, dropped = await _describe(transport, digest, candidates, size)
+    if found != size:
+        raise PeerError(f"object {short(digest)} has {found} bytes where {size} belong")
+    wanted = sorted(set(chunks))
+    if wanted and not 0 <= wanted[0] <= wanted[-1] < len(leaves):
+        raise ValueError(f"chunks {wanted[0]} to {wanted[-1]} of an object of {len(leaves)}")
+    with _partial(store, digest, size, leaves) as partial:
+        if inline and partial.missing():
+            partial.write(0, inline)
+        missing = sorted(set(wanted).intersection(partial.missing()))
+        if missing:
+            candidates = [source for source in candidates if source not in dropped]
+            await _Pull(transport, partial, missing, candidates, None).run()
+        if not partial.missing():
+            await asyncio.to_thread(partial.finish)
+        return Chunks(partial.path, tuple(leaves))
+
+
+async def describe(
+    transport: Transport, digest: Digest, sources: Collection[Address], *, size_max: int
+) -> tuple[int, list[Digest]]:
+    """Size and leaves of an object, proven by its digest.
+
+    Raises:
+        UnavailableError: no source tells them.
+        PeerError: the object is larger than `size_max`.
+    """
+    candidates = [source for source in dict.fromkeys(sources) if source != transport.me]
+    size, leaves, _, _ = await _describe(transport, digest, candidates, size_max)
+    return size, leaves
 
 
 async def _describe(

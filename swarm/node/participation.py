@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from swarm.config import Policy
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
@@ -22,15 +22,19 @@ from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, Un
 from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import BadUpdate, first_difference, merge_files
+from swarm.merge import BadUpdate, merge_files
+from swarm.merkle import chunk_count
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
+from swarm.node.verification import Findings, Verification
 from swarm.rounds import (
     Advance,
     Attest,
     Duty,
     Fetch,
     Have,
+    Hear,
+    Inspect,
     Merge,
     Phase,
     Publish,
@@ -38,10 +42,13 @@ from swarm.rounds import (
     ReportMissing,
     RoundState,
     RunState,
+    Shares,
     Submission,
     Submit,
     Update,
+    Verify,
     duties,
+    needed_whole,
     next_change_s,
     same_work,
 )
@@ -60,6 +67,14 @@ OBJECT_MAX_BYTES = 8 << 30
 POLICY_MAX_BYTES = 64 << 10
 
 
+class Terms(TypedDict):
+    """What the policy says about duties, and how this round is verified."""
+
+    merge_s: float
+    submissions_min: int
+    shares: Shares | None
+
+
 @dataclass
 class Effort:
     """One open run, as this node follows it."""
@@ -70,10 +85,10 @@ class Effort:
     update: Update | None = None
     merges: dict[tuple[Digest, tuple[Submission, ...]], Digest] = field(default_factory=dict)
     """What this node's merge of a base and its submissions gave, in the current round."""
-    unusable: frozenset[Digest] = frozenset()
-    """Submitted to the current round, and nothing that a merge takes."""
-    waits_since_s: float | None = None
-    """Since when bytes that the current merge needs are absent here."""
+    findings: Findings = field(default_factory=Findings)
+    """What this node found of others' submissions and publications, in the current round."""
+    waits_since_s: dict[Digest, float] = field(default_factory=dict)
+    """Since when the bytes of a submission, which this node needs, are absent here."""
     attached: bool = False
     """Training is attached: this member is awaited in rounds."""
     unfit: bool = False
@@ -104,6 +119,7 @@ class Participation:
         self._scratch = scratch
         self._clock = clock
         self._on_failure = on_failure
+        self._verification = Verification(contracts, store, transport, scratch)
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
         self._pauses: dict[tuple[object, ...], float] = {}
@@ -180,10 +196,13 @@ class Participation:
             effort.state = state
             effort.run = replace(effort.run, state=state.state, round=state.round, checkpoint=state.base)
             self._store.pin_only(
-                {state.base, effort.run.policy, *(s.digest for s in state.submissions)}, f"run {state.run}"
+                {state.base, effort.run.policy, *(s.digest for s in state.submissions)}
+                | ({state.published} if state.published is not None else set()),
+                f"run {state.run}",
             )
             if before is None or (before.round, before.state) != (state.round, state.state):
-                effort.merges, effort.unusable, effort.waits_since_s = {}, frozenset(), None
+                effort.merges, effort.findings, effort.waits_since_s = {}, Findings(), {}
+                self._drop_pieces(before)
                 if effort.update is not None and effort.update.round < state.round:
                     effort.update = None
                 if before is not None and before.round < state.round:
@@ -212,8 +231,7 @@ class Participation:
             assert effort.policy is not None
             have = self._have(effort, state)
             owed |= self._owed(state, have, now_s, effort.policy)
-            merge_s, submissions_min = effort.policy.merge_s, effort.policy.submissions_min
-            again_s = next_change_s(state, self._me, have, now_s, merge_s=merge_s, submissions_min=submissions_min)
+            again_s = next_change_s(state, self._me, have, now_s, **self._terms(state, effort.policy))
             if again_s is not None:
                 wake_s.append(again_s - now_s)
         work = {same_work(duty): duty for duty in sorted(owed, key=repr)}
@@ -222,15 +240,38 @@ class Participation:
             if key not in self._running:
                 self._running[key] = asyncio.get_running_loop().create_task(self._perform(duty))
         for key, task in self._running.items():
-            if key[0] is Fetch and key not in work:
+            if key[0] in (Fetch, Verify) and key not in work:
                 task.cancel()
         if wake_s:
             self._stir_later(max(min(wake_s), 0.0) + 0.01)
 
     def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
         """The rule that this node follows; a simulated liar follows another."""
-        merge_s, submissions_min = policy.merge_s, policy.submissions_min
-        return duties(state, self._me, have, now_s, merge_s=merge_s, submissions_min=submissions_min)
+        return duties(state, self._me, have, now_s, **self._terms(state, policy))
+
+    def _terms(self, state: RoundState, policy: Policy) -> Terms:
+        return Terms(merge_s=policy.merge_s, submissions_min=policy.submissions_min, shares=self._shares(state, policy))
+
+    def _shares(self, state: RoundState, policy: Policy | None) -> Shares | None:
+        """None where everybody merges everything again."""
+        if policy is None or not policy.by_chunks:
+            return None
+        submitters = {s.member for s in state.merged}
+        if len(submitters if state.phase is not Phase.SUBMIT else submitters | {*state.expected}) <= (
+            policy.verify_all_members
+        ):
+            return None
+        # As long as the base is not here nobody knows how large it is; then nothing is fetched beforehand.
+        size = self._store.size(state.base) if self._store.has(state.base) else None
+        if size is not None and size <= policy.verify_all_bytes:
+            return None
+        return Shares(chunk_count(size or 0), policy.attest_s)
+
+    def _drop_pieces(self, before: RoundState | None) -> None:
+        """Of the last round's updates, those of which only some chunks came."""
+        for submission in before.submissions if before is not None else ():
+            if not self._store.has(submission.digest):
+                self._store.remove(submission.digest)
 
     def _takes_part(self, state: RoundState) -> bool:
         return self._me in state.expected or any(s.member == self._me for s in state.submissions)
@@ -241,16 +282,20 @@ class Participation:
     def _have(self, effort: Effort, state: RoundState) -> Have:
         named = {state.base, *(s.digest for s in state.submissions)}
         objects = frozenset(digest for digest in named if self._store.has(digest))
-        if state.phase is Phase.SUBMIT or all(s.digest in objects for s in state.merged):
-            effort.waits_since_s = None
-        elif effort.waits_since_s is None:
-            effort.waits_since_s = self._clock()
+        needed = needed_whole(state, self._me, self._shares(state, effort.policy))
+        absent = [s.digest for s in needed if s.digest not in objects] if state.phase is not Phase.SUBMIT else []
+        effort.waits_since_s = {digest: effort.waits_since_s.get(digest, self._clock()) for digest in absent}
+        found, published = effort.findings, (state.published or b"", state.merged)
         return Have(
             objects=objects,
             waits_since_s=effort.waits_since_s,
             update=effort.update,
             merged=effort.merges.get((state.base, state.merged)),
-            unusable=effort.unusable,
+            unusable=found.unusable,
+            inspected=found.inspected,
+            verified=found.verified.get(published, 0),
+            wrong=found.wrong.get(published),
+            heard=found.heard.get(state.view, frozenset()),
         )
 
     def _knows_policy(self, effort: Effort) -> bool:
@@ -285,11 +330,13 @@ class Participation:
                     await self._submit(duty)
                 case Merge():
                     await self._merge(duty)
+                case Inspect() | Verify() | Hear():
+                    await self._verify(duty)
                 case Publish(run=run, round=round_, view=view, checkpoint=checkpoint):
                     await self.transact(self._contracts.publish(run, round_, view, checkpoint))
                     logger.info("run %d round %d view %d: published %s", run, round_, view, short(checkpoint))
-                case Attest(run=run, round=round_, view=view, checkpoint=checkpoint):
-                    await self.transact(self._contracts.attest(run, round_, view, checkpoint))
+                case Attest(run=run, round=round_, view=view, checkpoint=checkpoint, parts=parts):
+                    await self.transact(self._contracts.attest(run, round_, view, checkpoint, parts))
                 case Refuse():
                     await self._refuse(duty)
                 case ReportMissing(run=run, round=round_, member=member):
@@ -356,7 +403,12 @@ class Participation:
         async def offer(member: Address) -> None:
             await self._transport.request(member, CUSTODY, message, timeout_s=patience_s)
 
-        offers = {asyncio.get_running_loop().create_task(offer(member)) for member in duty.custodians}
+        # Where all need every update, all are asked at once; else no more than have to hold it.
+        waiting = list(duty.custodians)
+        state = effort.state
+        first = len(waiting) if state and not self._shares(state, effort.policy) else duty.custodians_min
+        offers = {asyncio.get_running_loop().create_task(offer(member)) for member in waiting[:first]}
+        del waiting[:first]
         held, pending = 0, set(offers)
         until_s = asyncio.get_running_loop().time() + patience_s
         try:
@@ -365,7 +417,11 @@ class Participation:
                 done, pending = await asyncio.wait(pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
-                held += sum(1 for task in done if task.exception() is None)
+                failed = sum(1 for task in done if task.exception() is not None)
+                held += len(done) - failed
+                again = {asyncio.get_running_loop().create_task(offer(member)) for member in waiting[:failed]}
+                del waiting[:failed]
+                offers, pending = offers | again, pending | again
         finally:
             # Those under way go on by themselves at the other end; their answers are not needed any more.
             for task in offers:
@@ -415,7 +471,7 @@ class Participation:
                 )
             except BadUpdate as error:
                 bad = duty.submissions[error.index]
-                effort.unusable |= {bad.digest}
+                effort.findings.unusable |= {bad.digest}
                 logger.warning("run %d round %d: no merge takes the update of %s: %s", duty.run, duty.round,
                                short(bad.member), error)  # fmt: skip
                 return
@@ -424,46 +480,31 @@ class Participation:
             effort.merges[(duty.base, duty.submissions)] = digest
         logger.info("run %d round %d: merged %d updates", duty.run, duty.round, len(duty.submissions))
 
-    async def _refuse(self, duty: Refuse) -> None:
-        evidence = await self._evidence(duty)
-        digest = self._store.put(json.dumps(evidence, sort_keys=True, separators=(",", ":")).encode())
-        logger.warning(
-            "run %d round %d view %d: %s published %s, this node's merge is %s: refused (%s)",
-            duty.run,
-            duty.round,
-            duty.view,
-            short(duty.leader),
-            short(duty.published),
-            short(duty.found),
-            evidence["first_difference"],
-        )
-        call = self._contracts.refuse(duty.run, duty.round, duty.view, duty.found, digest)
-        await self.transact(call)
+    async def _verify(self, duty: Inspect | Verify | Hear) -> None:
+        effort = self.efforts[duty.run]
+        state, policy, findings = effort.state, effort.policy, effort.findings
+        assert policy is not None
+        if state is None or state.round != duty.round:
+            return
+        match duty:
+            case Inspect():
+                await self._verification.inspect(duty, policy, findings)
+            case Verify():
+                await self._verification.verify(duty, state, policy, findings)
+            case Hear() if state.view == duty.view and state.published is not None:
+                await self._verification.hear(duty, state, policy, findings)
 
-    async def _evidence(self, duty: Refuse) -> dict[str, object]:
-        state = self.efforts[duty.run].state
-        assert state is not None
-        difference = "the leader did not serve the bytes of what it published"
-        try:
-            size_max = self._store.size(duty.found)
-            async with asyncio.timeout(2.0):
-                await pull(self._transport, self._store, duty.published, (duty.leader,), size_max=size_max)
-            paths = self._store.path(duty.published), self._store.path(duty.found)
-            found = await asyncio.to_thread(first_difference, *reversed(paths))
-            difference = str(found) if found is not None else "none"
-        except (UnavailableError, PeerError, TimeoutError, ValueError) as error:
-            logger.debug("no bytes of %s: %s", short(duty.published), error)
-        return {
-            "run": duty.run,
-            "round": duty.round,
-            "view": duty.view,
-            "leader": to_hex(duty.leader),
-            "base": to_hex(state.base),
-            "submissions": [[to_hex(s.member), to_hex(s.digest), s.weight] for s in state.merged],
-            "published": to_hex(duty.published),
-            "found": to_hex(duty.found),
-            "first_difference": difference,
-        }
+    async def _refuse(self, duty: Refuse) -> None:
+        effort = self.efforts[duty.run]
+        evidence, where = duty.evidence, "as its evidence shows"
+        if evidence is None:
+            assert effort.state is not None
+            assert effort.policy is not None
+            evidence, where = await self._verification.evidence(duty, effort.state, effort.policy)
+        logger.warning("run %d round %d view %d: %s published %s, this node found %s: refused (%s)", duty.run,
+                       duty.round, duty.view, short(duty.leader), short(duty.published), short(duty.found),
+                       where)  # fmt: skip
+        await self.transact(self._contracts.refuse(duty.run, duty.round, duty.view, duty.found, evidence))
 
     # --- for training
 
