@@ -139,7 +139,7 @@ class Web:
             return _refusal(
                 413, jsonrpc.INVALID_REQUEST, f"a request has at most {most} bytes: send less at a time", _CLOSE
             )
-        answer = await self._answer(body, client, None)
+        answer = await self.answer(body, client, None)
         return Response(answer, media_type="application/json") if answer else Response(status_code=204)
 
     async def _body(self, request: Request) -> bytes | None:
@@ -184,7 +184,7 @@ class Web:
             await self._allowed(client)
             body = message.get("text") or message.get("bytes") or b""
             async with turn:
-                answer = await self._answer(body, client, subscriptions)
+                answer = await self.answer(body, client, subscriptions)
                 if answer:
                     await websocket.send_text(answer)
 
@@ -206,7 +206,7 @@ class Web:
 
     # --- answers
 
-    async def _answer(self, body: bytes | str, client: str, subscriptions: Subscriptions | None) -> str:
+    async def answer(self, body: bytes | str, client: str, subscriptions: Subscriptions | None) -> str:
         """The text of the answer to one body, empty where nothing is asked for."""
         try:
             items = jsonrpc.read(body)

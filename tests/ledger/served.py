@@ -52,8 +52,12 @@ class Served:
         self.ahead_ms = 0
         if payload is not None:
             decide(self.ledger, payload)
-            block, self._block = self._block, asyncio.Event()
-            block.set()
+            self.announce()
+
+    def announce(self) -> None:
+        """There is another block."""
+        block, self._block = self._block, asyncio.Event()
+        block.set()
 
     async def next_block(self) -> None:
         await self._block.wait()
