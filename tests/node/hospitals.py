@@ -134,6 +134,10 @@ class Hospitals:
                 raise self.failures[0]
             assert not thread.is_alive(), f"{thread.name} has not ended after {timeout_s} s\n{self._tails()}"
 
+    def training(self) -> bool:
+        """Whether training goes on anywhere."""
+        return any(thread.is_alive() for thread in self._threads) and not self.failures
+
     def wait_for(self, holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
         """Poll until `holds`."""
         until = time.monotonic() + timeout_s

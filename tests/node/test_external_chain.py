@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from swarm.config import load_swarm
+from swarm.encoding import ZERO_DIGEST, to_hex
+from swarm.ledger.abi import interface
 from tests.ledger.anvil import CHAIN, Anvil
 from tests.node.hospitals import Hospitals
 
@@ -32,6 +35,12 @@ def settle_on(hospitals: Hospitals, anvil: Anvil, url: str, *, confirmations: in
     print(hospitals.swarm("deploy", str(hospitals.sites["north"])))
 
 
+def reached(hospitals: Hospitals, closed: int) -> bool:
+    """Whether so many rounds have closed, as training at one site sees it."""
+    trail = hospitals.trails.get("north")
+    return bool(trail) and trail[-1][1] >= closed
+
+
 def rounds_of(hospitals: Hospitals, name: str) -> list[dict[str, Any]]:
     shown = json.loads(hospitals.swarm("run", "show", str(hospitals.sites[name]), "test", "--json"))
     return list(shown["closed_rounds"])
@@ -52,3 +61,63 @@ def test_four_nodes_train_one_model_on_a_chain_of_somebody_else(tmp_path: Path, 
         assert len(told) == 4
         assert all(len(one["submissions"]) == 4 and not one["replaced"] for one in told)
         hospitals.stop()
+
+
+def test_a_chain_that_restarts_in_the_middle_of_a_round_costs_time_and_no_submission(tmp_path: Path) -> None:
+    """Its pool is gone then, and every link; a node sends again what it does not know to have arrived."""
+    options = ["--state", str(tmp_path / "state.json"), "--preserve-historical-states"]
+    with Anvil(options=options) as anvil, Hospitals(tmp_path, NAMES) as hospitals:
+        settle_on(hospitals, anvil, anvil.ws)
+        for name in NAMES:
+            hospitals.start(name)
+        hospitals.open_run(rounds=6)
+        for name in NAMES:
+            hospitals.train(name, pause_s=0.3)
+        for closed in (1, 3):
+            hospitals.wait_for(
+                lambda: reached(hospitals, closed),  # noqa: B023 - it is waited for at once
+                f"round {closed} closes",
+                60,
+            )
+            anvil.stop()
+            anvil.start()
+        hospitals.join(180)
+        assert len(set(hospitals.finals.values())) == 1
+        told = rounds_of(hospitals, "east")
+        assert len(told) == 6
+        assert sorted(len(one["submissions"]) for one in told) == [4] * 6
+        sent = submissions_on(anvil)
+        assert len(sent) == len(set(sent)) == 24, "each member submitted once to each round"
+
+
+@pytest.mark.slow
+def test_blocks_that_are_taken_back_before_they_count_change_nothing(tmp_path: Path) -> None:
+    with Anvil(block_s=1) as anvil, Hospitals(tmp_path, NAMES) as hospitals:
+        settle_on(hospitals, anvil, anvil.url, confirmations=3)
+        for name in NAMES:
+            hospitals.start(name)
+        hospitals.open_run(rounds=3, submit_s=20.0, merge_s=20.0, attest_s=20.0)
+        for name in NAMES:
+            hospitals.train(name)
+        seen = 0
+        while hospitals.training():
+            if anvil.height >= seen + 4:
+                anvil.reorg(3)
+                seen = anvil.height
+            time.sleep(0.2)
+        hospitals.join(240)
+        assert len(set(hospitals.finals.values())) == 1
+        told = rounds_of(hospitals, "south")
+        assert len(told) == 3
+        assert all(one["checkpoint"] for one in told)
+
+
+def submissions_on(anvil: Anvil) -> list[tuple[str, str]]:
+    """Sender and data of every transaction in the chain that calls `submit`, taken or refused."""
+    selector = to_hex(interface("Runs").call("submit", 1, 0, ZERO_DIGEST, 1, b"")[:4])
+    found = []
+    for number in range(anvil.height + 1):
+        for sent in anvil.ask("eth_getBlockByNumber", hex(number), True)["transactions"]:
+            if sent["input"].startswith(selector):
+                found.append((sent["from"], sent["input"][: 10 + 3 * 64]))
+    return found
