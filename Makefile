@@ -28,10 +28,14 @@ fuzz: $(READY)  ## a million inputs of nonsense for everything that a stranger o
 bench: $(READY)  ## how fast it is here
 	$(BIN)/python -m bench.rounds
 
+bench-merge: $(READY)  ## how fast a merge is, beside torch's mean and a copy in memory; arguments go into ARGS
+	$(BIN)/python -m bench.merge $(ARGS)
+
 check: $(READY)  ## style, types, and that the committed contracts are what their sources compile to
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for example in tb pneumonia; do MYPYPATH=nodes/$$example $(BIN)/mypy nodes/$$example/*.py || exit; done
 	$(BIN)/python contracts/compile.py --check
 
 others: $(OTHERS)  ## other people's implementations, which the tests hold ours against

@@ -68,7 +68,8 @@ def settings_of(given: argparse.Namespace) -> list[tuple[str, int, int]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play, report and write; 2 if the arguments cannot be."""
     given = parser().parse_args(arguments)
-    screen = Console()
+    # A table is folded on a narrow terminal and whole in a pipe.
+    screen = Console() if sys.stdout.isatty() else Console(width=200)
     try:
         for option in ("seeds", "jobs", "rounds"):
             if getattr(given, option) is not None and getattr(given, option) < 1:

@@ -52,8 +52,6 @@ class Attack:
     change: Change = lambda scene: scene.own
     flips_labels: bool = False
     plants_trigger: bool = False
-    claims_most: bool = False
-    """Whether the dishonest claim the greatest weight that the policy takes."""
 
 
 def sign_flip(scene: Scene) -> Floats:
@@ -100,7 +98,7 @@ def noise(scene: Scene) -> Floats:
     """Normal noise, ten times as long as the honest updates are on average."""
     length = 10 * float(np.linalg.norm(scene.honest, axis=1).mean())
     drawn = scene.chance.standard_normal(scene.own.shape)
-    return length * drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(length * drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
 def undo(scene: Scene) -> Floats:
@@ -142,7 +140,6 @@ ATTACKS: Mapping[str, Attack] = {
     "undo": Attack("ours: an attacker that knows that lengths are bounded", undo),
     "label_flip": Attack("Tolpegin et al., Data Poisoning Attacks Against Federated Learning, 2020", flips_labels=True),
     "backdoor": Attack("Bagdasaryan et al., AISTATS 2020; Gu et al., BadNets, 2017", boosted, plants_trigger=True),
-    "claim": Attack("ours: flip_10 with the greatest weight that is taken", inner_product(10), claims_most=True),
     "zero": Attack("Lin et al., Free-riders in Federated Learning, 2019", nothing),
     "nan": Attack("a value that no merge takes: refused, and the site is left out", not_a_number),
 }

@@ -36,6 +36,8 @@ class Outcome:
 def play(task: Task, policy: Policy, attack: Attack, dishonest: Sequence[int], seed: int, folder: Path) -> Outcome:
     """A run from genesis to the policy's last round, and how good its checkpoint is.
 
+    The dishonest claim the greatest weight that the policy takes, whatever else they do.
+
     Args:
         dishonest: numbers of the sites that attack together.
         folder: where the files of the merge lie; a folder in memory is quickest.
@@ -59,9 +61,8 @@ def play(task: Task, policy: Policy, attack: Attack, dishonest: Sequence[int], s
                 chance=np.random.default_rng([seed, number]),
             )
             updates[list(dishonest)] = attack.change(scene)
-        weights = [task.batches * task.batch] * len(sites)
-        if attack.claims_most:
-            weights = [policy.weight_max if i in dishonest else w for i, w in enumerate(weights)]
+        samples = task.batches * task.batch
+        weights = [policy.weight_max if site in dishonest else samples for site in range(len(sites))]
         after, left_out = table.merged(base, updates, weights)
         refused, stuck = refused + left_out, stuck + (after is None)
         base = base if after is None else after

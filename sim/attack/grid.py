@@ -105,7 +105,11 @@ def played(cell: Cell) -> Outcome:
     task = task_of(cell.data, cell.sites)
     if cell.rule == LOCAL:
         alone = local(task, [site for site in range(cell.sites) if site not in liars(cell)], cell.seed, cell.rounds)
-        return Outcome(*(fmean(getattr(one, key) for one in alone) for key in ("accuracy", "auc", "backdoor")))
+        return Outcome(
+            accuracy=fmean(one.accuracy for one in alone),
+            auc=fmean(one.auc for one in alone),
+            backdoor=fmean(one.backdoor for one in alone),
+        )
     policy = policy_of(cell.rule, faults=cell.dishonest, rounds=cell.rounds, interval=task.batches)
     dishonest = [] if cell.attack == "none" else liars(cell)
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -82,13 +82,12 @@ def verdict(board: Board) -> str:
         return ""
     calm, attack = board.accuracy[DEFAULT, "none"], board.worst(DEFAULT)
     worst = board.accuracy[DEFAULT, attack]
+    kept = "within" if calm - worst <= POINTS else "BEYOND"
+    beside = "no worse" if worst >= board.local else "WORSE"
     words = [
-        f"{board.title}: {DEFAULT} has {calm:.1f} % without an attack and {worst:.1f} % under the worst ({attack}), "
-        f"{calm - worst:.1f} points less ({'within' if calm - worst <= POINTS else 'BEYOND'} {POINTS:g}); "
-        f"a site alone has {board.local:.1f} % ({'not worse' if worst >= board.local else 'BETTER'} than the swarm under attack)"
+        f"{board.title}: {DEFAULT} has {calm:.1f} % without an attack and {worst:.1f} % under the worst ({attack}): "
+        f"{calm - worst:.1f} points less, {kept} {POINTS:g}; {beside} than a site alone ({board.local:.1f} %)"
     ]
-    words[0] = words[0].replace("(not worse than the swarm under attack)", "(the swarm under attack is no worse)")
-    words[0] = words[0].replace("(BETTER than the swarm under attack)", "(the swarm under attack is WORSE)")
     if "mean" in board.rules:
         ruin = board.worst("mean")
         words.append(f"the mean is left with {board.accuracy['mean', ruin]:.1f} % ({ruin})")
@@ -119,7 +118,7 @@ def _shown(board: Board, rule: str, attack: str) -> str:
 def table(board: Board) -> Table:
     """For the terminal; red is more than `POINTS` below the same rule without an attack."""
     shown = Table(title=f"{board.title}: accuracy in %, a site alone {board.local:.1f}")
-    shown.add_column("attack")
+    shown.add_column("attack", no_wrap=True)
     for rule in board.rules:
         shown.add_column(rule.replace("_", " "), justify="right")
     for attack in board.attacks:
