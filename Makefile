@@ -28,6 +28,9 @@ fuzz: $(READY)  ## a million inputs of nonsense for everything that a stranger o
 bench: $(READY)  ## how fast it is here
 	$(BIN)/python -m bench.rounds
 
+bench-ledger: $(READY)  ## what votes, calls, catching up and the disk of the ledger cost; arguments go into ARGS
+	$(BIN)/python -m bench.ledger $(ARGS)
+
 bench-merge: $(READY)  ## how fast a merge is, beside torch's mean and a copy in memory; arguments go into ARGS
 	$(BIN)/python -m bench.merge $(ARGS)
 

@@ -316,7 +316,7 @@ class Campaign:
         mock.patch.object(Agreement, "_append", noted_append).start()
         mock.patch.object(Libp2pTransport, "send", noted_send).start()
         mock.patch.object(database, "_connect", watched_connect).start()
-        mock.patch.object(Genesis, "of", lambda _: self.genesis).start()
+        mock.patch.object(Genesis, "of", return_value=self.genesis).start()
 
 
 def _free_port() -> int:
