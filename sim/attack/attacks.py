@@ -73,14 +73,19 @@ def inner_product(factor: float) -> Change:
 
 
 def a_little_is_enough(scene: Scene) -> Floats:
-    """The honest mean less z standard deviations in every coordinate, so little that enough honest sites look stranger.
-
-    z is the largest with which n // 2 + 1 - f honest members are expected further out, for n members, f dishonest.
-    """
-    members, dishonest = len(scene.honest) + len(scene.own), len(scene.own)
-    supporters = members // 2 + 1 - dishonest
-    z = NormalDist().inv_cdf((members - dishonest - supporters) / (members - dishonest))
+    """The honest mean less z standard deviations in every coordinate: some honest sites look stranger."""
+    z = max(DEVIATIONS_MIN, deviations(len(scene.honest), len(scene.own)))
     return scene.all_send(scene.mean - z * scene.honest.std(0))
+
+
+DEVIATIONS_MIN = 1.5
+"""The paper's z is 0 for the few sites here, which would be no attack; this is what ByzFL takes if it is not told."""
+
+
+def deviations(honest: int, dishonest: int) -> float:
+    """The paper's z: for n members, f of them dishonest, n // 2 + 1 - f honest ones are expected further out."""
+    supporters = (honest + dishonest) // 2 + 1 - dishonest
+    return NormalDist().inv_cdf((honest - supporters) / honest)
 
 
 def mimic(scene: Scene) -> Floats:
