@@ -95,11 +95,12 @@ class Habits:
     mislead: float
     invalid: float
     usurp: float
+    single_out: float
 
     @classmethod
     def drawn(cls, rng: random.Random) -> Habits:
         """Some habits strong, some absent."""
-        return cls(*(rng.choice((0.0, 0.3, 1.0)) for _ in range(7)))
+        return cls(*(rng.choice((0.0, 0.3, 1.0)) for _ in range(8)))
 
 
 class Traitor:
@@ -219,6 +220,10 @@ class Traitor:
                 if message.prepared is not None and rng.random() < self._habits.hide_lock:
                     message = self._round_change(message.height, message.view)
             self._heard[message.height].note(message)
+            if isinstance(message, Prepare | Commit) and rng.random() < self._habits.single_out:
+                # Then one member alone is locked, or has decided, and all depends on what the others learn of it.
+                self._world.post(self.me, rng.choice(self._world.proposers(message.height)), message)
+                continue
             for member in self._world.everybody:
                 if member != self.me and self._sides[member] == side:
                     self._world.post(self.me, member, message)
@@ -272,7 +277,8 @@ class Traitor:
         payload = self._build(height)
         prepares: tuple[bytes, ...] = ()
         shown = promises
-        match rng.randrange(7):
+        split = len({c.prepared.digest for c in locked if c.prepared is not None}) > 1
+        match 2 if split and rng.random() < 0.8 else rng.randrange(7):
             case 0:  # those without a lock, though they are too few
                 shown = free
             case 1:  # the locks are there and not obeyed

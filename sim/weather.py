@@ -50,6 +50,8 @@ class Weather:
         loss = {kind: min(base + rng.choice((0.0, 0.0, 0.7)) * terrible, 0.9) for kind in kinds}
         if rng.random() < 0.4:  # who has decided is alone with it: only then a broken lock forks
             loss[Commit] = rng.uniform(0.4, 0.8)
+            if rng.random() < 0.5:  # and several are locked on different blocks: only then the highest lock matters
+                loss[Prepare], loss[RoundChange] = rng.uniform(0.2, 0.5), rng.uniform(0.1, 0.4)
         liars = faults_max(validators) if traitors and rng.random() < 0.7 else 0
         spare = validators - quorum(validators) - liars
         return cls(
