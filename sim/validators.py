@@ -525,7 +525,7 @@ class Simulation:
             raise BrokenError(f"{short(address)} contradicts an earlier {_short(message)}")
         if isinstance(message, Prepare) and (message.height, message.view, message.digest) not in self._proposed:
             raise BrokenError(
-                f"{short(address)} prepares what the view's proposer never proposed with reason: {_short(message)}"
+                f"{short(address)} prepares what its proposer had no reason to propose: {_short(message)}"
             )
 
 
