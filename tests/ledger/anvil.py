@@ -83,12 +83,17 @@ class Anvil:
 
     def ask(self, method: str, *params: object) -> Any:
         """The result of a request; AssertionError with anvil's reason where it refuses."""
+        answer = self.answer(method, *params)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def answer(self, method: str, *params: object) -> dict[str, Any]:
+        """The whole answer to a request, an error too."""
         body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
         request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=30) as response:
-            answer = json.load(response)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return answer["result"]
+            answer: dict[str, Any] = json.load(response)
+        return answer
 
     def fund(self, *accounts: Address, wei: int = 100 * ETHER) -> None:
         """Give accounts the network's currency."""

@@ -37,8 +37,8 @@ def settle_on(hospitals: Hospitals, anvil: Anvil, url: str, *, confirmations: in
 
 def reached(hospitals: Hospitals, closed: int) -> bool:
     """Whether so many rounds have closed, as training at one site sees it."""
-    trail = hospitals.trails.get("north")
-    return bool(trail) and trail[-1][1] >= closed
+    trail = hospitals.trails.get("north", [])
+    return len(trail) > 0 and trail[-1][1] >= closed
 
 
 def rounds_of(hospitals: Hospitals, name: str) -> list[dict[str, Any]]:
