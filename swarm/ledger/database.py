@@ -27,6 +27,8 @@ SYNCED_EVERY = 64
 STATES_KEPT = 128
 """Heights whose state can be read, at least."""
 PRUNED_EVERY = 16
+CONFLICTS_MAX = 16
+"""Blocks of another chain that are kept: the first ones prove it, and whoever made them can make more."""
 FORMAT = 2
 
 _LEDGER = """
@@ -44,6 +46,8 @@ _VOTES = """
 CREATE TABLE IF NOT EXISTS votes (height INTEGER PRIMARY KEY, record BLOB NOT NULL, checksum BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS recoveries (
     id INTEGER PRIMARY KEY, height INTEGER NOT NULL, manifest BLOB NOT NULL, checksum BLOB NOT NULL, vote BLOB);
+CREATE TABLE IF NOT EXISTS conflicts (
+    height INTEGER, hash BLOB, payload BLOB NOT NULL, certificate BLOB NOT NULL, PRIMARY KEY (height, hash));
 """
 
 
@@ -237,6 +241,23 @@ class Database:
                 if not isinstance(manifest, bytes) or checksum != sha256(manifest):
                     raise sqlite3.DatabaseError(f"the manifest for height {height} has not the bytes that were written")
         return {height: manifest for height, manifest, _ in rows}
+
+    # --- conflicts
+
+    def keep_conflict(self, height: int, digest: Digest, payload: bytes, certificate: bytes) -> bool:
+        """Keep a certified block that is not this ledger's; False: it is here, or there is no room for more."""
+        with self._translated(votes=True):
+            cursor = self._votes.execute(
+                "INSERT OR IGNORE INTO conflicts SELECT ?, ?, ?, ? WHERE (SELECT COUNT(*) FROM conflicts) < ?",
+                (height, digest, payload, certificate, CONFLICTS_MAX),
+            )
+            return cursor.rowcount == 1
+
+    def conflicts(self) -> tuple[tuple[int, Digest], ...]:
+        """(height, hash) of the certified blocks that are not this ledger's, by height."""
+        with self._translated(votes=True):
+            rows = self._votes.execute("SELECT height, hash FROM conflicts ORDER BY height, hash").fetchall()
+        return tuple((height, digest) for height, digest in rows)
 
     # --- errors
 

@@ -70,6 +70,15 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """Two blocks that were decided at one height: ours, and one that is kept as evidence or whose child is."""
+
+    height: int
+    ours: Digest
+    theirs: Digest
+
+
+@dataclass(frozen=True)
 class Proof:
     """Trie nodes from the state root to an account and from it to storage slots (EIP-1186)."""
 
@@ -349,17 +358,44 @@ class Ledger:
         self._pool.forget_used(self._is_admitted if self._touched_members else None)
         return self.head
 
-    def blocks_from(self, number: int, max_bytes: int) -> list[tuple[bytes, bytes]]:
+    def blocks_from(self, number: int, max_bytes: int, *, blocks_max: int | None = None) -> list[tuple[bytes, bytes]]:
         """(payload, certificate) of the blocks from `number` on, in order: at least one, if there is one, and no more
         than `max_bytes` together otherwise."""
         found: list[tuple[bytes, bytes]] = []
         size_bytes = 0
-        for row in self._database.blocks(max(number, 1), self._header.number):
+        first = max(number, 1)
+        last = self._header.number if blocks_max is None else min(self._header.number, first + blocks_max - 1)
+        for row in self._database.blocks(first, last):
             size_bytes += len(row.payload) + len(row.certificate)
             if found and size_bytes > max_bytes:
                 break
             found.append((row.payload, row.certificate))
         return found
+
+    # --- conflicts
+
+    def note_conflict(self, payload: bytes, certificate: Certificate) -> Conflict | None:
+        """Keep a certified block that is not this ledger's at its height; None: there is no such conflict, or it is
+        kept already, or the state that names the validators of that time is no longer here."""
+        header, raws, _, _ = _read_payload(payload)
+        if not 1 <= header.number <= self._header.number + 1:
+            return None
+        parent = self.block(header.number - 1).header
+        ours = self.block(header.number).header.hash if header.number <= self._header.number else parent.hash
+        theirs = header.hash if header.number <= self._header.number else header.parent_hash
+        if ours == theirs or header.number - 1 < self._database.states_from():
+            return None
+        try:
+            self._check_certificate(certificate, header, self._deciders_of(raws, parent))
+        except PeerError:
+            return None
+        if not self._database.keep_conflict(header.number, header.hash, payload, certificate.encode()):
+            return None
+        return Conflict(header.number if header.number <= self._header.number else header.number - 1, ours, theirs)
+
+    def conflicts(self) -> tuple[tuple[int, Digest], ...]:
+        """(height, hash) of certified blocks that are not this ledger's."""
+        return self._database.conflicts()
 
     def _verified(self, payload: bytes) -> Execution:
         """The execution of a payload that follows the head by all rules but the clock's.

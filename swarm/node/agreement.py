@@ -18,6 +18,7 @@ from swarm.ledger.block import decode_block, decode_payload
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.recovery import Recovery
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
+from swarm.node.sync import BLOCKS, SYNC_BYTES, Sync, read_request
 from swarm.rounds import fault_max
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,14 @@ CONSENSUS = "/swarm/consensus/1"
 TRANSACTIONS = "/swarm/transactions/1"
 DECIDED = "/swarm/decided/1"
 HEAD = "/swarm/head/1"
-BLOCKS = "/swarm/blocks/1"
 
 BATCH_S = 0.01
 """A proposer waits this long after the first transaction, so that those sent together share a block."""
 HEAD_EVERY_S = 2.0
 """How often a node tells the others its height, and sends again transactions that no block took."""
-SYNC_TIMEOUT_S = 30.0
-SYNC_BYTES = 4 << 20
+GREET_EVERY_S = 0.25
+GREET_TIMEOUT_S = 2.0
+"""A member that was just connected is asked for its height, so that a node that was away begins at once."""
 
 
 class Keys:
@@ -84,6 +85,12 @@ class Agreement:
         self._heights: dict[Address, int] = {}
         self._heard_s: dict[Address, float] = {}
         """When each member last sent a vote or its height, by the loop's clock."""
+        self._fetching = Sync(
+            ledger=ledger, transport=transport, heights=self._heights, append=self._take_block, on_failure=on_failure
+        )
+        self._greeted: frozenset[Address] = frozenset()
+        self._greetings: set[asyncio.Task[None]] = set()
+        self._greet: asyncio.TimerHandle | None = None
         self._closed = False
 
     # --- life
@@ -103,16 +110,18 @@ class Agreement:
         """Begin to vote and to follow; call when the transport runs."""
         self._enter_height()
         self._beat_now()
+        self._greet_now()
 
     async def close(self) -> None:
         """Stop every timer and task."""
         self._closed = True
-        for handle in (self._timer, self._batch, self._beat):
+        for handle in (self._timer, self._batch, self._beat, self._greet):
             if handle is not None:
                 handle.cancel()
-        if self._sync is not None:
-            self._sync.cancel()
-            await asyncio.gather(self._sync, return_exceptions=True)
+        tasks = [*self._greetings, *([] if self._sync is None else [self._sync])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
     def height_seen(self) -> int:
@@ -303,6 +312,25 @@ class Agreement:
         self._on_block()
         self._enter_height()
 
+    def _take_block(self, payload: bytes, certificate: Certificate) -> None:
+        """Append a block that another member says was decided; PeerError: it does not hold here."""
+        try:
+            self._append(payload, certificate)
+        except PeerError:
+            self._note_conflict(payload, certificate)
+            raise
+
+    def _note_conflict(self, payload: bytes, certificate: Certificate) -> None:
+        """Keep two decisions about one height as evidence: a third of the validators or more signed both."""
+        found = self.ledger.note_conflict(payload, certificate)
+        if found is not None:
+            logger.critical(
+                "height %d: two certified blocks, %s here and %s elsewhere: a third of the validators or more signed "
+                "both; this node stays on its own chain and keeps the other block as evidence (`swarm status`, "
+                "`swarm audit`); stop relying on later blocks until the operators have spoken",
+                found.height, short(found.ours), short(found.theirs),
+            )  # fmt: skip
+
     def _help(self, member: Address, height: int) -> None:
         """A laggard still votes on a height that is decided: show it the decision."""
         if height <= self.ledger.head.number:
@@ -313,7 +341,9 @@ class Agreement:
         block, certificate = list_of(unpack(payload, max_bytes=MESSAGE_MAX_BYTES), size=2)
         number_ = self.ledger.number_of(data_of(block))
         if number_ == self.ledger.head.number + 1:
-            self._append(data_of(block), Certificate.decode(data_of(certificate)))
+            self._take_block(data_of(block), Certificate.decode(data_of(certificate)))
+        elif number_ <= self.ledger.head.number:
+            self._note_conflict(data_of(block), Certificate.decode(data_of(certificate)))
         elif number_ > self.ledger.head.number:
             self._heights[member] = max(self._heights.get(member, 0), number_)
             self._sync_soon()
@@ -321,10 +351,32 @@ class Agreement:
 
     async def _receive_head(self, member: Address, payload: bytes) -> bytes:
         self._heard_s[member] = self._now()
+        self._learn_height(member, payload)
+        return pack(self.ledger.head.number)
+
+    def _learn_height(self, member: Address, payload: bytes) -> None:
         self._heights[member] = number(unpack(payload, max_bytes=64))
         if self._heights[member] > self.ledger.head.number:
             self._sync_soon()
-        return b""
+
+    def _greet_now(self) -> None:
+        """Ask those who were just connected how far they are."""
+        connected = self._transport.connected()
+        for member in sorted(connected - self._greeted):
+            task = asyncio.get_running_loop().create_task(self._ask_height(member))
+            self._greetings.add(task)
+            task.add_done_callback(self._greetings.discard)
+        self._greeted = connected
+        self._greet = asyncio.get_running_loop().call_later(GREET_EVERY_S, self._guarded(self._greet_now))
+
+    async def _ask_height(self, member: Address) -> None:
+        try:
+            answer = await self._transport.request(
+                member, HEAD, pack(self.ledger.head.number), timeout_s=GREET_TIMEOUT_S
+            )
+            self._learn_height(member, answer)
+        except (UnavailableError, PeerError, ValueError) as error:
+            logger.debug("%s did not tell its height: %s", short(member), error)
 
     def _beat_now(self) -> None:
         self._transport.broadcast(HEAD, pack(self.ledger.head.number))
@@ -335,41 +387,14 @@ class Agreement:
         self._beat = asyncio.get_running_loop().call_later(HEAD_EVERY_S, self._guarded(self._beat_now))
 
     async def _serve_blocks(self, member: Address, payload: bytes) -> bytes:
-        start = number(unpack(payload, max_bytes=64))
-        return pack([list(pair) for pair in self.ledger.blocks_from(start, SYNC_BYTES)])
+        start, count = read_request(payload)
+        return pack([list(pair) for pair in self.ledger.blocks_from(start, SYNC_BYTES, blocks_max=count)])
 
     def _sync_soon(self) -> None:
         if (self._sync is None or self._sync.done()) and not self._closed:
             self._sync = asyncio.get_running_loop().create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
-        """Ask those who are further on for the blocks in between, one after the other, until none is."""
         # A block that is being decided arrives by itself a moment later: only a real gap is asked for.
         await asyncio.sleep(BATCH_S * 5)
-        failed: set[Address] = set()
-        while True:
-            ahead = [m for m, height in self._heights.items() if height > self.ledger.head.number and m not in failed]
-            reachable = [m for m in ahead if m in self._transport.connected()]
-            if not reachable:
-                return
-            source = max(reachable, key=lambda m: (self._heights[m], m))
-            before = self.ledger.head.number
-            try:
-                await self._catch_up_from(source)
-            except (UnavailableError, PeerError, ValueError) as error:
-                logger.info("height %d: %s gave no blocks: %s", before, short(source), error)
-                failed.add(source)
-            except (StorageError, AssertionError) as error:
-                self._on_failure(error)
-                return
-            if self.ledger.head.number == before:
-                failed.add(source)
-
-    async def _catch_up_from(self, source: Address) -> None:
-        request = pack(self.ledger.head.number + 1)
-        answer = await self._transport.request(source, BLOCKS, request, timeout_s=SYNC_TIMEOUT_S)
-        for pair in list_of(unpack(answer, max_bytes=MESSAGE_MAX_BYTES)):
-            block, certificate = list_of(pair, size=2)
-            if self.ledger.number_of(data_of(block)) == self.ledger.head.number + 1:
-                self._append(data_of(block), Certificate.decode(data_of(certificate)))
-                await asyncio.sleep(0)
+        await self._fetching.run()
