@@ -19,7 +19,7 @@ from sim.attack.attacks import ATTACKS
 from sim.attack.grid import cells_of, play_all
 from sim.attack.report import boards, table, verdict, write_all
 from sim.attack.rules import RULES
-from sim.attack.tasks import SETTINGS
+from sim.attack.tasks import SETTINGS, USUAL
 from swarm.errors import SwarmError
 
 
@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rules", type=names, default=RULES, help=f"of {', '.join(RULES)} (default: all)")
     parser.add_argument("--attacks", type=names, default=tuple(ATTACKS), help="see below (default: all)")
-    parser.add_argument("--data", type=names, default=tuple(SETTINGS), help=f"of {', '.join(SETTINGS)} (default: all)")
+    parser.add_argument(
+        "--data", type=names, default=USUAL, help=f"of {', '.join(SETTINGS)} (default: {', '.join(USUAL)})"
+    )
     parser.add_argument("--sites", type=int, help="over how many sites the data are cut (default: what suits the data)")
     parser.add_argument("--dishonest", type=int, help="how many of them (default: one in five)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 to N - 1 (default: 3)")

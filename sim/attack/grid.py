@@ -77,7 +77,8 @@ def cells_of(
     for data, sites, dishonest in settings:
         if not 1 <= dishonest < sites / 2:
             raise ValueError(f"{dishonest} of {sites} sites dishonest; it has to be 1 or more and less than half")
-        length = rounds or task_of(data, sites).rounds
+        usual = task_of(data, sites).rounds
+        length = rounds or usual
         for rule in rules:
             bears = policy_of(rule, faults=dishonest, rounds=length, interval=1).submissions_min
             if bears > sites:

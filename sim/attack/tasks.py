@@ -212,14 +212,13 @@ def flat(model: nn.Module) -> Vector:
 
 # --- pneumonia
 
-CONCENTRATION = 0.5
 IMAGES_MIN = 100
 
 
-def pneumonia_task(sites: int) -> Task:
+def pneumonia_task(sites: int, concentration: float) -> Task:
     """Images of one hospital at so many sites, with uneven sizes and shares of pneumonia: see `placed`."""
     images, test = _images("train"), _images("test")
-    parts = [images.pick(index) for index in placed(images.y, sites)]
+    parts = [images.pick(index) for index in placed(images.y, sites, concentration)]
 
     def triggered(x: Tensor) -> Tensor:
         """A white patch of 4 x 4 pixels in the lower right corner."""
@@ -238,10 +237,11 @@ def _images(name: str) -> Rows:
     return Rows(found.x, found.y)
 
 
-def placed(labels: Tensor, sites: int) -> list[Tensor]:
+def placed(labels: Tensor, sites: int, concentration: float) -> list[Tensor]:
     """Row numbers of every site: each class is dealt out in shares drawn from a Dirichlet distribution.
 
-    The placement is fixed: the first seed whose smallest site has `IMAGES_MIN` rows.
+    The less the concentration, the more uneven. The placement is fixed: the first seed whose smallest site has
+    `IMAGES_MIN` rows.
 
     Source: Hsu, Qi, Brown, Measuring the Effects of Non-Identical Data Distribution, 2019.
     """
@@ -250,7 +250,7 @@ def placed(labels: Tensor, sites: int) -> list[Tensor]:
         found: list[list[int]] = [[] for _ in range(sites)]
         for label in (0.0, 1.0):
             rows = chance.permutation(np.flatnonzero(labels.numpy() == label))
-            shares = chance.dirichlet([CONCENTRATION] * sites)
+            shares = chance.dirichlet([concentration] * sites)
             cuts = (np.cumsum(shares)[:-1] * len(rows)).astype(int)
             for site, piece in zip(found, np.split(rows, cuts), strict=True):
                 site.extend(piece.tolist())
@@ -282,10 +282,18 @@ def tb(sites: int) -> Task:
     return Task(learner, parts, test, 4, 8, 20, triggered)
 
 
-TASKS: Mapping[str, Callable[[int], Task]] = {"heart": heart, "pneumonia": pneumonia_task, "tb": tb}
+TASKS: Mapping[str, Callable[[int], Task]] = {
+    "heart": heart,
+    "pneumonia": partial(pneumonia_task, concentration=1.0),
+    "tb": tb,
+    "pneumonia_skewed": partial(pneumonia_task, concentration=0.5),
+}
 SETTINGS: Mapping[str, Sequence[tuple[int, int]]] = {
     "heart": ((5, 1), (10, 2)),
     "pneumonia": ((5, 1), (10, 2)),
     "tb": ((6, 1),),
+    "pneumonia_skewed": ((5, 1), (10, 2)),
 }
 """How many sites each data set is cut over, and how many of them are dishonest, if the command does not say."""
+USUAL = ("heart", "pneumonia", "tb")
+"""What is played if the command does not say."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_what_byzfl_sends_is_sent(tmp_path: Path) -> None:
     scenes = [scene(honest, dishonest=1 + len(honest) // 6) for honest in cases]
     # ByzFL is told z and whom to copy, and takes the deviation of a sample where the paper takes that of all updates.
     settings = [(DEVIATIONS_MIN * np.sqrt((len(honest) - 1) / len(honest)), furthest_out(honest)) for honest in cases]
-    arrays = {str(case): honest for case, honest in enumerate(cases)}
+    arrays: dict[str, Any] = {str(case): honest for case, honest in enumerate(cases)}
     np.savez(tmp_path / "cases.npz", settings=np.array(settings), **arrays)
     command = [sys.executable, str(SCRIPT), str(tmp_path / "cases.npz"), str(tmp_path / "results.npz")]
     environment = os.environ | {"PYTHONPATH": str(byzfl_path()), "OMP_NUM_THREADS": "1"}
