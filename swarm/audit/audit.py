@@ -80,7 +80,7 @@ def audit(folder: Path, *, progress: Progress | None = None) -> Report:
     """
     tell = progress or (lambda what, done, of: None)
     folder = folder.resolve()
-    config, sites = _find(folder)
+    config, sites = places_of(folder)
     report = Report()
     try:
         genesis = Genesis.of(config)
@@ -116,7 +116,12 @@ def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionC
         return SiteReport(site=name, difference=str(error))
 
 
-def _find(folder: Path) -> tuple[SwarmConfig, list[tuple[str, Path]]]:
+def places_of(folder: Path) -> tuple[SwarmConfig, list[tuple[str, Path]]]:
+    """What the members agreed, and every site with a ledger in or at this folder: its name and folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
     with _explained(folder):
         if (folder / "swarm.toml").is_file() and (folder / "sites").is_dir():
             config = load_swarm(folder / "swarm.toml")

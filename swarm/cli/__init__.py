@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from swarm.cli import audit, demo, deploy, doctor, init, members, node, recover, run, screen, status, train
+from swarm.cli import audit, demo, deploy, doctor, evidence, init, members, node, recover, run, screen, status, train
 from swarm.errors import SwarmError
 
 
@@ -39,6 +39,7 @@ app.command()(train.train)
 app.command()(status.status)
 app.command()(doctor.doctor)
 app.command()(audit.audit)
+app.command()(evidence.verify_evidence)
 app.command()(deploy.deploy)
 app.command()(demo.demo)
 app.add_typer(run.app, name="run")

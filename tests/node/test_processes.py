@@ -97,6 +97,8 @@ def test_a_dishonest_leader_is_replaced_in_the_same_round(tmp_path: Path, kind: 
             assert evidence["published"] == refusal["published"]
             if kind == "PublishesOneBit":
                 assert "weight[" in evidence["first_difference"]
+        judged = json.loads(hospitals.swarm("verify-evidence", place, "--ledger", str(hospitals.folder), "--json"))
+        assert (judged["verdict"], judged["leader"]) == ("guilty", evidence["leader"])
         later = told[DIE_IN_ROUND + 1 :]
         assert liar not in [one["leader"] for one in later], "a leader that was refused leads no more in this run"
         assert all(liar in [s["name"] for s in one["submissions"]] for one in later), "but its updates count"
