@@ -29,9 +29,8 @@ class Products:
 
     def __init__(self, members: int, fixed: FixedPoint) -> None:
         self._members = members
-        limbs = -(-(fixed.limit.bit_length() + 1) // LIMB_BITS)
-        self.size = min(BLOCK_MAX, max(1024, LIMBS_BYTES // (8 * members * limbs)))
-        self._limbs = Limbs(fixed, self.size)
+        self._limbs = Limbs(fixed)
+        self.size = min(BLOCK_MAX, max(1024, LIMBS_BYTES // (8 * members * self._limbs.count)))
         self._rows = np.empty((self._limbs.count, members, self.size))
         self._per_unit = np.repeat(self._limbs.per_unit, members)
         self.read: Raw = np.empty(8 * self.size, np.uint8)

@@ -9,24 +9,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.merge.fixed import FixedPoint, Float64s, Raw
+from swarm.merge.fixed import TO_INTEGER, FixedPoint, Raw
 
 LIMB_BITS = 19
 BLOCK_MAX = 1 << 16
 
 
 class Limbs:
-    """Cuts updates into limbs; one for each thread."""
+    """Cuts updates into limbs, the lowest first."""
 
-    def __init__(self, fixed: FixedPoint, size: int) -> None:
-        """`size` is the most coordinates that a block has."""
+    def __init__(self, fixed: FixedPoint) -> None:
         self._fixed = fixed
         self.count = -(-(fixed.limit.bit_length() + 1) // LIMB_BITS)
-        # Adding and taking away 1.5 * 2**52 units rounds to whole units: see `fixed`.
-        self._shifts = [1.5 * 2.0 ** (52 - fixed.bits + LIMB_BITS * level) for level in range(self.count)]
-        self.per_unit = [2.0 ** (fixed.bits - LIMB_BITS * level) for level in range(self.count)]
+        # Adding and taking away 1.5 * 2**52 units rounds to whole units.
+        self._shifts = [TO_INTEGER * 2.0 ** (LIMB_BITS * level) for level in range(self.count)]
+        self.per_unit = [2.0 ** (-LIMB_BITS * level) for level in range(self.count)]
         """A limb times this is a whole number."""
-        self._values = np.empty(size)
 
     def cut(self, raw: Raw, dtype: str, out: NDArray[np.float64]) -> None:
         """Write the limbs of one update's elements to `out`, (count, elements).
@@ -34,12 +32,9 @@ class Limbs:
         Raises:
             NotFinite: an element is NaN or infinite.
         """
-        values: Float64s = self._values[: out.shape[1]]
-        self._fixed.quantize(raw, dtype, values)
-        np.subtract(values, self._shifts[0], out=values)
+        values, _ = self._fixed.quantize(raw, dtype, out[0])
         for level in range(self.count - 1, 0, -1):
             limb = out[level]
             np.add(values, self._shifts[level], out=limb)
             np.subtract(limb, self._shifts[level], out=limb)
             np.subtract(values, limb, out=values)
-        np.copyto(out[0], values)

@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from swarm.merge.fixed import FixedPoint, Float64s, Raw, Seen, check_finite, load, store
+from swarm.merge.fixed import BIAS, FixedPoint, Float64s, Raw, Seen, biased, check_finite, load, store
+
+Number: TypeAlias = NDArray[Any]
+"""Whole numbers in float64 or int64."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,25 @@ def checked(plan: Linear, fixed: FixedPoint) -> Linear:
     return plan
 
 
+# Up to it float64 holds every whole number, so that a sum of whole floats is exact too.
+WHOLE_MAX = 2**53
+
+
 class Sum:
-    """An exact running sum over one block of coordinates. Rows come in any order; memory stays that of one block."""
+    """An exact running sum over one block of coordinates. Rows come in any order; memory stays that of one block.
+
+    In float64 where no partial sum can leave the whole numbers that it holds, which is faster, else in int64.
+    """
 
     def __init__(self, plan: Linear, fixed: FixedPoint, size: int) -> None:
         """`size` is the most coordinates that a block has."""
         self._fixed = fixed
         self._plan = plan
-        # Every row brings the bias times its coefficient. Modulo 2**64 all of it is taken off beforehand.
-        bias = -fixed.bias * sum(plan.coefficients)
-        self._start = np.int64((bias + 2**63) % 2**64 - 2**63)
         self._scale = float(plan.scale)
+        self._in_floats = sum(map(abs, plan.coefficients)) * fixed.limit <= WHOLE_MAX
+        # Every row brings BIAS times its coefficient. Modulo 2**64 all of it is taken off beforehand.
+        bias = -BIAS * sum(plan.coefficients)
+        self._start = np.int64((bias + 2**63) % 2**64 - 2**63)
         self._totals = np.empty(size, np.int64)
         self._values = np.empty(size)
         self._total = self._totals
@@ -76,24 +89,30 @@ class Sum:
     def start(self, size: int) -> None:
         """Begin a block of `size` coordinates."""
         self._total = self._totals[:size]
-        self._total.fill(self._start)
+        if self._in_floats:
+            self._total.view(np.float64).fill(0.0)
+        else:
+            self._total.fill(self._start)
 
     def add(self, row: int, raw: Raw, dtype: str) -> Seen:
-        """Add one update's elements.
+        """Add one update's elements; what `raw` holds is overwritten.
 
         Raises:
             NotFinite: an element is NaN or infinite.
         """
         steps, seen = self._fixed.quantize(raw, dtype, self._values[: len(self._total)])
         coefficient = self._plan.coefficients[row]
-        if coefficient != 1:
-            np.multiply(steps, coefficient, out=steps)
-        np.add(self._total, steps, out=self._total)
+        if self._in_floats:
+            _add(self._total.view(np.float64), steps, float(coefficient))
+        else:
+            _add(self._total, biased(steps), coefficient)
         return seen
 
     def change(self) -> Float64s:
         """By how much the sum moves the parameters: float64(sum) * scale. It stands until the next `start`."""
         change = self._values[: len(self._total)]
+        if self._in_floats:
+            return np.multiply(self._total.view(np.float64), self._scale, out=change)
         np.copyto(change, self._total)
         return np.multiply(change, self._scale, out=change)
 
@@ -104,6 +123,12 @@ class Sum:
             NotFinite: an element of the base is NaN or infinite.
         """
         add_to_base(self.change(), base, dtype, out, self._total.view(np.float64))
+
+
+def _add(total: Number, steps: Number, coefficient: float) -> None:
+    if coefficient != 1:
+        np.multiply(steps, coefficient, out=steps)
+    np.add(total, steps, out=total)
 
 
 def add_to_base(change: Float64s, base: Raw, dtype: str, out: Raw, scratch: Float64s) -> None:
@@ -122,6 +147,7 @@ def add_to_base(change: Float64s, base: Raw, dtype: str, out: Raw, scratch: Floa
 def load_finite(raw: Raw, dtype: str, out: Float64s) -> Float64s:
     """A checkpoint's elements as float64; NotFinite if one is NaN or infinite."""
     values = load(raw, dtype, out)
-    if len(values) and not (np.isfinite(values.max()) and np.isfinite(values.min())):
+    source = raw.view("<f4") if dtype == "F32" else values
+    if len(source) and not (np.isfinite(source.max()) and np.isfinite(source.min())):
         check_finite(values)
     return values

@@ -20,7 +20,7 @@ class Squares:
     """Products of the limbs of every update with each other, over some blocks of coordinates; one for each thread."""
 
     def __init__(self, members: int, fixed: FixedPoint) -> None:
-        self._limbs = Limbs(fixed, BLOCK)
+        self._limbs = Limbs(fixed)
         self.size = BLOCK
         self._rows = np.empty((self._limbs.count, BLOCK))
         self.read: Raw = np.empty(8 * BLOCK, np.uint8)

@@ -62,7 +62,8 @@ def drawn(source: np.random.Generator) -> tuple[Values, tuple[int, float, int]]:
 
 def of_byzfl(folder: Path, cases: list[tuple[Values, tuple[int, float, int]]]) -> Mapping[str, Values]:
     vectors = {str(place): rows for place, (rows, _) in enumerate(cases)}
-    np.savez(folder / "cases.npz", settings=np.array([settings for _, settings in cases]), **vectors)
+    vectors["settings"] = np.array([settings for _, settings in cases])
+    np.savez(folder / "cases.npz", allow_pickle=False, **vectors)
     command = [sys.executable, str(SCRIPT), str(folder / "cases.npz"), str(folder / "results.npz")]
     environment = os.environ | {"PYTHONPATH": str(byzfl_path()), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, timeout=500, capture_output=True)
