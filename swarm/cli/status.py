@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -118,7 +119,21 @@ def absences(seen: Mapping[str, Any]) -> list[str]:
             f"a manifest that replaces the validators was imported: block {seen['recovery']} records it as soon as two "
             "thirds of the new ones have imported it"
         )
-    return lines
+    return lines + accusations(seen)
+
+
+def accusations(seen: Mapping[str, Any]) -> list[str]:
+    """Which validators signed two contradicting messages; a line for each member."""
+    names = {member["address"]: member["name"] for member in seen["members"]}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for one in seen.get("contradictions", ()):
+        found.setdefault(one["member"], []).append(one)
+    return [
+        f"{names.get(member, member)} contradicted itself (first two different ones of {those[0]['kind']} at height "
+        f"{those[0]['height']}, view {those[0]['view']}): it lies, or two nodes have its key; evidence: "
+        f"{len(those)} in {Path(those[0]['path']).parent}"
+        for member, those in found.items()
+    ]
 
 
 def _playing(seen: Mapping[str, Any], parts: Mapping[str, str], part: str) -> list[str]:
@@ -146,10 +161,11 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
     behind = max(seen.get("height_seen", 0) - seen["height"], 0)
     late = f", {behind} behind the others" if behind else ""
     age_s = max(time.time() - seen["timestamp_ms"] / 1000, 0)
+    stands = elsewhere(seen["external"]) if "external" in seen else escape(in_words(strength(seen), time.time()))
     head = (
         f"[b]{seen['name']}[/]  {seen['address']}\n"
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
-        f"          {elsewhere(seen['external']) if 'external' in seen else escape(in_words(strength(seen), time.time()))}\n"
+        f"          {stands}\n"
         + "".join(f"          {escape(line)}\n" for line in absences(seen))
         + f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
     )

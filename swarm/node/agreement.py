@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from swarm.consensus import Broadcast, Certificate, Consensus, Decide, Effect, Help, Save
+from swarm.consensus import Accuse, Broadcast, Certificate, Consensus, Contradiction, Decide, Effect, Help, Save
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError, RejectedError, StorageError, UnavailableError
-from swarm.identity import Identity, recover
+from swarm.identity import Identity, checksum, recover
 from swarm.ledger.block import decode_block, decode_payload
+from swarm.ledger.contradictions import Contradictions
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.recovery import Recovery
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
@@ -68,6 +69,7 @@ class Agreement:
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.ledger = ledger
+        self.contradictions = Contradictions(ledger.folder / "contradictions")
         self._me = identity.address
         self._authenticator = Keys(identity)
         self._transport = transport
@@ -274,7 +276,17 @@ class Agreement:
                     self._append(payload, certificate)
                 case Help(member=member, height=height):
                     self._help(member, height)
+                case Accuse(member=member, contradiction=found):
+                    self._accuse(member, found)
         self._arm()
+
+    def _accuse(self, member: Address, found: Contradiction) -> None:
+        if self.contradictions.keep(member, found):
+            logger.warning(
+                "height %d: validator %s signed two different ones of %s in view %d: it lies, or two nodes have its "
+                "key; the evidence is in %s",
+                found.first.height, checksum(member), found.kind, found.first.view, self.contradictions.folder,
+            )  # fmt: skip
 
     def _arm(self) -> None:
         if self._timer is not None:

@@ -145,6 +145,16 @@ class EmbeddedChain:
             "validators": [checksum(validator) for validator in validators],
             "faults_tolerated": fault_max(len(validators)),
             **await self._liveness(),
+            "contradictions": [
+                {
+                    "member": checksum(one.member),
+                    "kind": one.contradiction.kind,
+                    "height": one.contradiction.first.height,
+                    "view": one.contradiction.first.view,
+                    "path": str(one.path),
+                }
+                for one in self.agreement.contradictions.kept()
+            ],
             "rpc": None if self.server is None else self.server.url,
         }
 
