@@ -32,6 +32,7 @@ from sim.justified import is_justified
 from sim.traitors import Heard, Traitor
 from sim.weather import Weather
 from swarm.consensus import (
+    Accuse,
     Broadcast,
     Certificate,
     Consensus,
@@ -97,6 +98,7 @@ class Simulation:
         self.timeout_s = TIMEOUT_S
         self.crashes = 0
         self.changes = 0
+        self.accusations = 0
         self.now_s = 0.0
         self.heights = heights
         self.decided: list[tuple[bytes, Certificate]] = []
@@ -433,6 +435,10 @@ class Simulation:
                     except PeerError as error:
                         raise BrokenError(f"{short(member.address)} decided without a certificate: {error}") from error
                     self._append(member, payload, certificate, "decides")
+                case Accuse(member=accused, contradiction=found):
+                    if accused not in self.traitors or found.signer(recover) != accused:
+                        raise BrokenError(f"{short(member.address)} accuses {short(accused)}, which is honest")
+                    self.accusations += 1
                 case Help(member=laggard, height=height):
                     if height <= len(member.chain):
                         self.show(member.address, laggard, *member.chain[height - 1])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from swarm.consensus.certificate import Certificate
+from swarm.consensus.contradiction import Contradiction
 from swarm.encoding import Address, Digest
 
 
@@ -58,4 +59,12 @@ class Help:
     height: int
 
 
-Effect: TypeAlias = Save | Broadcast | Decide | Help
+@dataclass(frozen=True)
+class Accuse:
+    """The member contradicted itself: keep the evidence where the operators find it."""
+
+    member: Address
+    contradiction: Contradiction
+
+
+Effect: TypeAlias = Save | Broadcast | Decide | Help | Accuse

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from swarm.consensus.effects import Authenticator, Effect, Help
-from swarm.consensus.messages import Message, RoundChange, decode_message, signed_digest
+from swarm.consensus.contradiction import Contradiction
+from swarm.consensus.effects import Accuse, Authenticator, Effect, Help
+from swarm.consensus.messages import PAYLOAD_BYTES_MAX, Message, Proposal, RoundChange, decode_message, signed_digest
 from swarm.consensus.qbft import Qbft
 from swarm.consensus.quorum import faults_max
 from swarm.encoding import Address, Digest
 from swarm.errors import PeerError
 
+# Payloads of a height to come: one proposal, and what liars add; a sender repeats what found no room.
+_WAITING_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX
 # What a person looks at when a member misbehaves; older ones are in the log.
 _FAULTS_MAX = 64
 
@@ -93,10 +96,10 @@ class Consensus:
         return self._machine.tick(now_s)
 
     def receive(self, data: bytes, now_s: float) -> list[Effect]:
-        """What follows from a stranger's bytes.
+        """What follows from a stranger's bytes; from a contradiction follows `Accuse`.
 
         Raises:
-            PeerError: a rule is broken. It is also kept in `faults`; nothing has to be done about it here.
+            PeerError: another rule is broken. It is also kept in `faults`; nothing has to be done about it here.
         """
         try:
             return self.accept(decode_message(data), now_s)
@@ -105,13 +108,23 @@ class Consensus:
             raise
 
     def accept(self, message: Message, now_s: float) -> list[Effect]:
-        """`receive`, once the bytes are decoded; keeps no faults."""
+        """`receive`, once the bytes are decoded; keeps no faults but contradictions."""
         if message.height == self.height:
-            return self._machine.accept(message, now_s)
+            return self._told(message, now_s)
         if message.height < self.height:
             return self._upon_laggard(message, now_s)
-        self._upon_later_height(message)
-        return []
+        return self._upon_later_height(message)
+
+    def _told(self, message: Message, now_s: float) -> list[Effect]:
+        """What follows from a message of this height."""
+        try:
+            return self._machine.accept(message, now_s)
+        except PeerError as error:
+            found, member = error.evidence, error.member
+            if not isinstance(found, Contradiction) or member is None:
+                raise
+            self.faults.append(error)
+            return [Accuse(member, found)]
 
     def advance(
         self, height: int, proposers: tuple[Address, ...], now_s: float, *, saved: bytes | None = None
@@ -134,7 +147,7 @@ class Consensus:
         effects = self._machine.tick(now_s)
         for message in waiting:
             try:
-                effects += self._machine.accept(message, now_s)
+                effects += self._told(message, now_s)
             except PeerError as error:
                 self.faults.append(error)
         return effects
@@ -169,18 +182,32 @@ class Consensus:
         self._helped_s[member] = now_s + self._timeout_s
         return [Help(member, message.height)]
 
-    def _upon_later_height(self, message: Message) -> None:
+    def _upon_later_height(self, message: Message) -> list[Effect]:
         """A validator is further on: remember its claim, and what it says if it is one height ahead."""
         member = self._signer(message)
         if member is None or member not in self._proposers or member == self._authenticator.me:
-            return
+            return []
         self._claims[member] = max(self._claims.get(member, 0), message.height)
+        if message.height != self.height + 1:
+            return []
         slot = (type(message), member)
-        if message.height == self.height + 1 and (slot not in self._waiting or self._waiting[slot].view < message.view):
-            self._waiting[slot] = message
+        held = self._waiting.get(slot)
+        if held is not None and held.view == message.view:
+            if signed_digest(held, self._chain_id) == signed_digest(message, self._chain_id):
+                return []
+            return [Accuse(member, Contradiction.of(held, message, self._chain_id))]
+        if held is None or held.view < message.view:
+            others = sum(_payload_bytes(one) for key, one in self._waiting.items() if key != slot)
+            if others + _payload_bytes(message) <= _WAITING_BYTES_MAX:
+                self._waiting[slot] = message
+        return []
 
     def _signer(self, message: Message) -> Address | None:
         try:
             return self._authenticator.recover(signed_digest(message, self._chain_id), message.signature)
         except ValueError:
             return None
+
+
+def _payload_bytes(message: Message) -> int:
+    return len(message.payload) if isinstance(message, Proposal | RoundChange) else 0

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from swarm.consensus.certificate import Certificate
+from swarm.consensus.contradiction import Contradiction
 from swarm.consensus.effects import Authenticator, Broadcast, Decide, Effect, Save
 from swarm.consensus.messages import (
     PAYLOAD_BYTES_MAX,
@@ -357,7 +358,7 @@ class Qbft:
         return PeerError(
             f"{short(sender)} contradicts itself: it signed two different ones of {name_of(second)}",
             member=sender,
-            evidence=(first, second),
+            evidence=Contradiction.of(first, second, self._chain_id),
         )
 
     def _votable(self, proposal: Proposal) -> bool:

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from sim.cheap import digest_of
-from swarm.consensus import Qbft, faults_max, quorum
+from sim.cheap import CHAIN_ID, digest_of
+from swarm.consensus import Contradiction, Qbft, faults_max, quorum
 from swarm.consensus.messages import Commit, Message, Prepare, Prepared, Proposal, RoundChange
 from swarm.consensus.qbft import RESEND_MAX_S, TIMEOUT_MAX_S
 from swarm.errors import PeerError
@@ -122,7 +122,10 @@ def test_a_second_proposal_in_a_view_is_evidence_and_is_not_prepared() -> None:
     bench.give(first, 1)
     with pytest.raises(PeerError, match="contradicts itself") as caught:
         bench.give(second, 1)
-    assert (caught.value.member, caught.value.evidence) == (bench.addresses[0], (first, second))
+    assert (caught.value.member, caught.value.evidence) == (
+        bench.addresses[0],
+        Contradiction.of(first, second, CHAIN_ID),
+    )
     assert bench.give(first, 1) == [], "the first one again is no news"
 
 
