@@ -33,7 +33,7 @@ BATCH_S = 0.01
 """A proposer waits this long after the first transaction, so that those sent together share a block."""
 HEAD_EVERY_S = 2.0
 """How often a node tells the others its height, and sends again transactions that no block took."""
-GREET_EVERY_S = 0.25
+GREET_EVERY_S = 0.1
 GREET_TIMEOUT_S = 2.0
 """A member that was just connected is asked for its height, so that a node that was away begins at once."""
 
