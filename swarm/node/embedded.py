@@ -156,6 +156,7 @@ class EmbeddedChain:
                 for one in self.agreement.contradictions.kept()
             ],
             "rpc": None if self.server is None else self.server.url,
+            "conflicts": [{"height": height, "hash": to_hex(digest)} for height, digest in self.ledger.conflicts()],
         }
 
     async def _liveness(self) -> dict[str, Any]:
