@@ -11,7 +11,22 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from swarm.cli import audit, demo, deploy, doctor, evidence, init, members, node, recover, run, screen, status, train
+from swarm.cli import (
+    audit,
+    demo,
+    deploy,
+    doctor,
+    evidence,
+    export,
+    init,
+    members,
+    node,
+    recover,
+    run,
+    screen,
+    status,
+    train,
+)
 from swarm.errors import SwarmError
 
 
@@ -44,6 +59,7 @@ app.command()(deploy.deploy)
 app.command()(demo.demo)
 app.add_typer(run.app, name="run")
 app.add_typer(members.app, name="members")
+app.add_typer(export.app, name="export")
 app.add_typer(recover.app, name="recover")
 
 
