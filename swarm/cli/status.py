@@ -115,9 +115,9 @@ def absences(seen: Mapping[str, Any]) -> list[str]:
         f"{name} is on leave: `swarm members return` ends that, at its site" for name in _playing(seen, parts, "leave")
     ]
     lines += [
-        f"CONFLICT: another block, {conflict['hash'][:10]}, was certified for height {conflict['height']} too: a third of "
-        "the validators or more signed both. `swarm audit` shows it; settle it among the operators before you rely on "
-        "later blocks"
+        f"CONFLICT: another block, {conflict['hash'][:10]}, was certified for height {conflict['height']} too: a third "
+        "of the validators or more signed both. `swarm audit` shows it; settle it among the operators before you rely "
+        "on later blocks"
         for conflict in seen.get("conflicts", [])
     ]
     if seen.get("recovery") is not None:
