@@ -53,6 +53,7 @@ def replayed(
             _replay(archive, ledger, progress)
             with closing(Archive(Path(scratch))) as again:
                 count = _compare_rows(archive, again)
+            _check_conflicts(archive, ledger)
             yield Replay(ledger, count)
         finally:
             ledger.close()
@@ -99,6 +100,21 @@ def _append(row: BlockRow, ledger: Ledger) -> None:
         ledger.append(row.payload, certificate)
     except PeerError as error:
         raise Difference(f"block {row.number}: {error}") from error
+
+
+def _check_conflicts(archive: Archive, ledger: Ledger) -> None:
+    """What the node kept as evidence is judged again; what does not hold accuses nobody."""
+    for height, payload, sealed in archive.conflicts():
+        try:
+            found = ledger.note_conflict(payload, Certificate.decode(sealed))
+        except PeerError:
+            continue
+        if found is not None:
+            raise Difference(
+                f"block {found.height} was decided twice: {short(found.ours)} here, and the node kept a certified block "
+                f"at height {height} that follows {short(found.theirs)} or is it; a third of the validators or more "
+                "signed both"
+            )
 
 
 def _compare_rows(archive: Archive, again: Archive) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from swarm.encoding import Digest
@@ -72,6 +72,16 @@ class Archive:
         """(hash, value, places in the tries of the last block) of every trie node and code, by hash."""
         with self._translated():
             yield from self._file.execute("SELECT hash, value, places FROM state ORDER BY hash")
+
+    def conflicts(self) -> list[tuple[int, bytes, bytes]]:
+        """(height, payload, certificate) of the blocks of another chain that the node kept as evidence."""
+        votes = self.path.with_name("votes.sqlite")
+        if not votes.is_file():
+            return []
+        with self._translated(), closing(sqlite3.connect(f"{votes.resolve().as_uri()}?mode=ro", uri=True)) as file:
+            if file.execute("SELECT 1 FROM sqlite_master WHERE name = 'conflicts'").fetchone() is None:
+                return []
+            return file.execute("SELECT height, payload, certificate FROM conflicts ORDER BY height, hash").fetchall()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
