@@ -20,9 +20,10 @@ import numpy as np
 from swarm.config import Policy
 from swarm.encoding import Digest
 from swarm.errors import StorageError
-from swarm.merge.fixed import Int64s, NotFinite, Raw, Seen
+from swarm.merge.fixed import Float64s, Int64s, NotFinite, Raw, Seen, load
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.layout import Layout, Segment
+from swarm.merge.report import COMPARED_EVERY, UpdateReport
 from swarm.merge.rules import Block, FloatBlock, Plan, counted_weights, fixed_point, plan_of
 from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
 from swarm.merge.server import MODEL, Optimizer, Server, server_of
@@ -33,18 +34,6 @@ Bench = TypeVar("Bench")
 Found = TypeVar("Found")
 
 THREADS = 2
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What a merge saw of one update. For people: the norm is a float and may differ in its last digits elsewhere."""
-
-    norm: float
-    """Euclidean, of the float coordinates, before clipping."""
-    clipped: int
-    """Coordinates that were beyond the policy's range."""
-    share: float
-    """Its part of all weights."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +149,8 @@ class _Job:
         self._clipped = [0] * len(updates)
         # One sum a chunk, so that the report does not depend on which thread was first.
         self._squares = np.zeros((chunk_count(self.size_bytes), len(updates)))
+        # Of the chunks that are compared: each update times the merged one, itself squared, and the merged one squared.
+        self._compared = np.zeros((len(self._squares), len(updates), 3))
 
     def __enter__(self) -> _Job:
         return self
@@ -169,9 +160,16 @@ class _Job:
 
     def reports(self) -> tuple[UpdateReport, ...]:
         """What was seen of each update."""
-        total = sum(self._weights)
+        total, kept = sum(self._weights), self._plan.kept(self._weights)
+        products = self._compared.sum(axis=0)
         return tuple(
-            UpdateReport(math.sqrt(math.fsum(self._squares[:, row])), self._clipped[row], weight / total)
+            UpdateReport(
+                norm=math.sqrt(math.fsum(self._squares[:, row])),
+                clipped=self._clipped[row],
+                share=weight / total,
+                kept=kept[row],
+                cosine=_cosine(*products[row].tolist()),
+            )
             for row, weight in enumerate(self._weights)
         )
 
@@ -233,18 +231,31 @@ class _Job:
                 if piece.kind == MODEL:
                     total[row] += seen
             place = out[piece.place - start : piece.stop - start]
-            if piece.is_float and bench.optimizer is not None:
-                self._optimize(bench, bench.optimizer, piece, place)
+            if not piece.is_float:
+                bench.integers.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
+                continue
+            change = bench.floats.change()
+            if piece.kind == MODEL and chunk % COMPARED_EVERY == 0:
+                self._compare(bench, piece, change, chunk)
+            if bench.optimizer is not None:
+                self._optimize(bench, bench.optimizer, piece, change, place)
             else:
                 with self._checked(piece, MODEL):
-                    block.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
+                    bench.floats.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
         if target is not None:
             _write_at(target, out.data, start)
         return leaf(out.data), total
 
-    def _optimize(self, bench: _Bench, optimizer: Optimizer, piece: Segment, out: Raw) -> None:
+    def _compare(self, bench: _Bench, piece: Segment, change: Float64s, chunk: int) -> None:
+        """Note each update's products with the merged one."""
+        length = np.einsum("i,i->", change, change)
+        for row, products in enumerate(self._compared[chunk]):
+            raw = self._update(row, piece, bench.read)
+            values = load(raw, piece.model_dtype, bench.values[: piece.count])
+            products += np.einsum("i,i->", values, change), np.einsum("i,i->", values, values), length
+
+    def _optimize(self, bench: _Bench, optimizer: Optimizer, piece: Segment, change: Float64s, out: Raw) -> None:
         """What the optimizer makes of the merged block: the parameters, or the kind of state that the piece is of."""
-        change = bench.floats.change()
 
         def before(kind: str) -> tuple[Raw, str] | None:
             if kind not in piece.base_places:
@@ -291,6 +302,10 @@ class _Job:
             raise ValueError(f"the checkpoint: {_where(self.layout.base, place, error)}") from error
 
 
+def _cosine(product: float, one: float, other: float) -> float:
+    return product / math.sqrt(one * other) if one > 0 and other > 0 else 0.0
+
+
 def _where(schema: Schema, place: int, error: NotFinite) -> str:
     tensor, index = schema.locate(place)
     return f"element {index} of {tensor} is {error.what}"
@@ -304,6 +319,7 @@ class _Bench:
         self.optimizer = Optimizer(server, plan.block) if server is not None else None
         self.integers: Block = plan.block_of_integers(members)
         self.read: Raw = np.empty(plan.block * 8, np.uint8)
+        self.values = np.empty(plan.block)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
 
 

@@ -117,12 +117,12 @@ class Sum:
         return np.multiply(change, self._scale, out=change)
 
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
-        """base + sum * scale, in the parameter's dtype.
+        """base + the last `change`, in the parameter's dtype.
 
         Raises:
             NotFinite: an element of the base is NaN or infinite.
         """
-        add_to_base(self.change(), base, dtype, out, self._total.view(np.float64))
+        add_to_base(self._values[: len(self._total)], base, dtype, out, self._total.view(np.float64))
 
 
 def _add(total: Number, steps: Number, coefficient: float) -> None:

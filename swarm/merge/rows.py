@@ -63,5 +63,5 @@ class Rows:
         return np.multiply(change, self._scale, out=change)
 
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
-        """base + combined * scale, in the parameter's dtype. NotFinite: the base is not finite."""
-        add_to_base(self.change(), base, dtype, out, self._scratch[: self._size])
+        """base + the last `change`, in the parameter's dtype. NotFinite: the base is not finite."""
+        add_to_base(self._values[: self._size], base, dtype, out, self._scratch[: self._size])

@@ -42,7 +42,7 @@ class Block(Protocol):
 
 
 class FloatBlock(Block, Protocol):
-    """A merge of one block of floats; `change` may take the place of `finish`."""
+    """A merge of one block of floats: `change` comes before `finish`, or takes its place."""
 
     def change(self) -> Float64s: ...
 
@@ -55,6 +55,16 @@ class Plan:
     fixed: FixedPoint
     bears_faults: bool
     """Whether whole numbers merge to the lower middle, not to the largest."""
+
+    def kept(self, weights: Sequence[int]) -> tuple[float, ...]:
+        """How much of each update counts besides its weight; 1 where a rule looks at every coordinate by itself."""
+        if not isinstance(self.floats, Linear) or self.floats.scale == Fraction(1, 1 << self.fixed.bits):
+            return (1.0,) * len(weights)
+        whole = self.floats.scale * (1 << self.fixed.bits) * sum(weights)
+        return tuple(
+            float(whole * coefficient / weight)
+            for coefficient, weight in zip(self.floats.coefficients, weights, strict=True)
+        )
 
     @property
     def block(self) -> int:

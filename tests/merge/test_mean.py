@@ -130,6 +130,7 @@ def test_the_largest_sums_fit_and_larger_ones_are_refused() -> None:
     for row in range(2):
         summing.add(row, extremes.view(np.uint8), "F64")
     out = np.empty(32, np.uint8)
+    summing.change()
     summing.finish(np.zeros(4).view(np.uint8), "F64", out)
     assert out.view("<f8").tolist() == [8.0, -8.0, 8.0, 0.0]
     with pytest.raises(ValueError, match=r"pass 2\*\*63; lower the weights, the range or step_bits"):
@@ -146,6 +147,7 @@ def test_a_sum_that_passed_64_bits_would_wrap() -> None:
     for row in range(2):
         summing.add(row, np.array([8.0]).view(np.uint8), "F64")
     out = np.empty(8, np.uint8)
+    summing.change()
     summing.finish(np.zeros(1).view(np.uint8), "F64", out)
     assert out.view("<f8")[0] == -8.0
 
