@@ -197,7 +197,7 @@ class Policy:
     """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
     weight_max: int = 1_000_000
     """The ledger refuses a submission of more samples."""
-    weight_ratio_max: float = 2.0
+    weight_ratio_max: float = 1.0
     """No member counts for more than this many times the round's median weight."""
     submissions_min: int = 2
     submit_s: float = 30.0
