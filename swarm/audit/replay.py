@@ -111,8 +111,8 @@ def _check_conflicts(archive: Archive, ledger: Ledger) -> None:
             continue
         if found is not None:
             raise Difference(
-                f"block {found.height} was decided twice: {short(found.ours)} here, and the node kept a certified block "
-                f"at height {height} that follows {short(found.theirs)} or is it; a third of the validators or more "
+                f"block {found.height} was decided twice: {short(found.ours)} here, and the node kept a certified "
+                f"block at height {height} that is or follows {short(found.theirs)}; a third of the validators or more "
                 "signed both"
             )
 
