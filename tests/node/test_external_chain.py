@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from swarm.config import load_swarm
+from swarm.config import load_site, load_swarm
 from swarm.encoding import ZERO_DIGEST, to_hex
 from swarm.ledger.abi import interface
+from swarm.ledger.genesis import CONSORTIUM, RUNS
 from tests.ledger.anvil import CHAIN, Anvil
 from tests.node.hospitals import Hospitals
 
@@ -46,7 +47,7 @@ def rounds_of(hospitals: Hospitals, name: str) -> list[dict[str, Any]]:
     return list(shown["closed_rounds"])
 
 
-@pytest.mark.parametrize(("link", "base_fee"), [("http", 10**9), ("ws", 0)])
+@pytest.mark.parametrize(("link", "base_fee"), [("http", 10**9), pytest.param("ws", 0, marks=pytest.mark.slow)])
 def test_four_nodes_train_one_model_on_a_chain_of_somebody_else(tmp_path: Path, link: str, base_fee: int) -> None:
     with Anvil(base_fee=base_fee) as anvil, Hospitals(tmp_path, NAMES) as hospitals:
         settle_on(hospitals, anvil, anvil.url if link == "http" else anvil.ws, funded=base_fee > 0)
@@ -121,3 +122,36 @@ def submissions_on(anvil: Anvil) -> list[tuple[str, str]]:
             if sent["input"].startswith(selector):
                 found.append((sent["from"], sent["input"][: 10 + 3 * 64]))
     return found
+
+
+@pytest.mark.slow
+def test_hospitals_train_over_the_json_rpc_of_our_own_validators(tmp_path: Path) -> None:
+    """Four members keep a ledger of this project's kind; two others take part through its JSON-RPC alone."""
+    validators, outside = ["a", "b", "c", "d"], ["north", "east"]
+    with Hospitals(tmp_path, [*validators, *outside]) as hospitals:
+        agreed = hospitals.folder / "swarm.toml"
+        text = agreed.read_text()
+        for name in outside:
+            text = text.replace(f'name = "{name}"\n', f'name = "{name}"\nvalidator = false\n')
+        agreed.write_text(text)
+        url = load_site(hospitals.sites["a"]).rpc
+        assert url is not None
+        table = (
+            f'[ledger]\nendpoint = "http://{url.host}:{url.port}"\nconsortium = "{to_hex(CONSORTIUM)}"\n'
+            f'runs = "{to_hex(RUNS)}"\n\n'
+        )
+        (hospitals.folder / "outside.toml").write_text(re.sub(r"\[ledger\]\n[^\[]*", table, text))
+        for name in outside:
+            site = hospitals.sites[name]
+            own = re.sub(r"\[rpc\].*", "", site.read_text(), flags=re.S)  # they have no ledger that others could read
+            site.write_text(own.replace("../swarm.toml", "../outside.toml"))
+        for name in [*validators, *outside]:
+            hospitals.start(name)
+        hospitals.open_run(rounds=3)
+        for name in outside:
+            hospitals.train(name)
+        hospitals.join(120)
+        assert len(set(hospitals.finals.values())) == 1
+        told = rounds_of(hospitals, "b")
+        assert [sorted(s["name"] for s in one["submissions"]) for one in told] == [sorted(outside)] * 3
+        assert told == rounds_of(hospitals, "north")
