@@ -74,7 +74,7 @@ class Contradictions:
         for path in sorted(self.folder.glob("*.json"))[:KEPT]:
             try:
                 found.append(_read(path))
-            except (OSError, ValueError, KeyError, TypeError, PeerError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, PeerError) as error:
                 logger.warning("%s is no evidence: %s", path, error)
         return sorted(found, key=lambda one: (one.member, one.contradiction.first.height, one.contradiction.first.view))
 
