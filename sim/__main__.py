@@ -19,7 +19,7 @@ from sim.logs import show_logs
 from sim.plan import LIARS, MISTAKES, Plan, draw, option
 from sim.world import Outcome, run
 
-COMMANDS = {"consensus": "sim.consensus"}
+COMMANDS = {"attack": "sim.attack.__main__", "consensus": "sim.consensus", "liveness": "sim.liveness"}
 """The module whose `main` takes the arguments that follow."""
 
 
