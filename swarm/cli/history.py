@@ -31,6 +31,8 @@ class RoundHistory:
     """Parts of 256 that a member verified; who is not named here and attested verified all."""
     false_accusers: list[str] = field(default_factory=list)
     """Who refused the checkpoint that the round closed with."""
+    absent: list[str] = field(default_factory=list)
+    """Who had joined the run and had not submitted when the merge began."""
 
 
 def rounds_of(events: Iterable[Event], run: int, name: Callable[[Address], str]) -> list[RoundHistory]:
@@ -41,13 +43,20 @@ def rounds_of(events: Iterable[Event], run: int, name: Callable[[Address], str])
         name: how to call a member.
     """
     rounds: dict[int, RoundHistory] = {}
+    joined: dict[str, None] = {}
     for event in events:
         args = event.args
-        if args.get("run") != run or "round" not in args:
+        if args.get("run") != run:
+            continue
+        if event.name == "Joined":
+            joined[name(args["member"])] = None
+        if "round" not in args:
             continue
         here = rounds.setdefault(int(args["round"]), RoundHistory(int(args["round"])))
         here.block = event.block
         _tell(here, event, name)
+        if event.name == "MergeStarted":
+            here.absent = [member for member in joined if member not in {s["name"] for s in here.submissions}]
     return [rounds[number] for number in sorted(rounds)]
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from swarm.cli import screen
+from swarm.cli import screen, sights
 from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
 from swarm.cli.history import RoundHistory, rounds_of
 from swarm.cli.ledger import contracts_of, named_run, names_of, operate
 from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.encoding import Digest, from_hex, short, to_hex
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, UnavailableError
 from swarm.ledger.client import Contracts, Run
 from swarm.rounds import fault_max, submissions_needed
 
@@ -176,13 +177,23 @@ async def _described(contracts: Contracts, run: Run) -> dict[str, Any]:
 
 
 @app.command()
-def show(site: SitePath, run: RunName, json_: Json = False) -> None:
-    """Show a run round by round: who submitted, led, attested, refused, or was replaced."""
+def show(
+    site: SitePath,
+    run: RunName,
+    round_: Annotated[
+        int | None, typer.Option("--round", help="whose updates are listed (default: the last merged)")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Show a run round by round: who submitted, led, attested, refused, was left out or stands out."""
     settings = load_site(site)
-    described, rounds = asyncio.run(history(settings, run))
+    described, rounds, merges, alarms = asyncio.run(_told(settings, run))
+    listed = [one for one in merges if one["updates"] and round_ in (None, one["round"])]
+    if round_ is not None and not listed:
+        raise ConfigError(f"this site's node has kept no merge of round {round_}; `swarm audit` makes it again")
     if json_:
         closed = [asdict(one) for one in rounds if one.closed]
-        screen.print_json({**described, "closed_rounds": closed})
+        screen.print_json({**described, "closed_rounds": closed, "merges": merges, "alarms": alarms})
         return
     screen.out.print(
         f"run {described['id']} ({described['name']}): {described['state']}, round {described['round']} of "
@@ -191,12 +202,52 @@ def show(site: SitePath, run: RunName, json_: Json = False) -> None:
     screen.out.print(f"consent of {', '.join(described['approvals'])}; joined: {', '.join(described['participants'])}")
     columns = ("round", "leader", "view", "checkpoint", "submitted (weight)", "attested", "trouble")
     screen.show(screen.table(*columns, rows=[_row(one) for one in rounds]))
+    _show_merges(listed, merges, alarms)
+
+
+def _show_merges(
+    listed: Sequence[dict[str, Any]], merges: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]]
+) -> None:
+    if listed:
+        screen.out.print(f"round {listed[-1]['round']} as this site merged it:")
+        screen.show(screen.table(*sights.COLUMNS, rows=[sights.row_of(update) for update in listed[-1]["updates"]]))
+    for line in sights.warnings_of(merges):
+        screen.out.print(f"[yellow]look[/]: {escape(line)}")
+    for alarm in alarms:
+        screen.out.print(
+            f"[bold red]alarm[/]: {escape(alarm['metric'])} fell at {escape(', '.join(alarm['members']))} with the "
+            f"checkpoint of round {alarm['round']}"
+        )
+
+
+async def _told(
+    site: SiteConfig, run: str
+) -> tuple[dict[str, Any], list[RoundHistory], list[dict[str, Any]], list[dict[str, Any]]]:
+    """A run, its rounds, what this site's merges saw, and the alarms."""
+    async with contracts_of(site) as contracts:
+        found = await named_run(contracts, run)
+        name = await names_of(contracts)
+        rounds = rounds_of(await contracts.events(0), found.id, name)
+        seen = await _seen(site, found.id)
+        merges = sights.merges_of(seen["rounds"], name)
+        return await _described(contracts, found), rounds, merges, sights.alarms_of(rounds, seen["policy"])
+
+
+async def _seen(site: SiteConfig, run: int) -> dict[str, Any]:
+    """What the site's node keeps of a run's merges; nothing where the ledger is elsewhere and no node runs here."""
+    try:
+        async with NodeClient(site) as node:
+            found: dict[str, Any] = await node.call("swarm_reports", run=str(run))
+            return found
+    except UnavailableError:
+        return {"rounds": [], "policy": None}
 
 
 def _row(one: RoundHistory) -> list[str]:
     trouble = [f"{was['leader']} {was['reason']} in view {was['view']}" for was in one.replaced]
     trouble += [f"{no['name']} refused {no['published'][:10]}" for no in one.refusals]
     trouble += [f"{member} struck" for member in one.struck]
+    trouble += [f"{member} came late or not at all" for member in one.absent]
     trouble += [f"{member} accused falsely" for member in one.false_accusers]
     return [
         str(one.round),

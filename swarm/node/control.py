@@ -56,6 +56,7 @@ class Control:
             "swarm_put_model": self._put_model,
             "swarm_object": self._object,
             "swarm_run": self._run,
+            "swarm_reports": self._reports,
             "swarm_attach": self._attach,
             "swarm_submit": self._submit,
             "swarm_wait": self._wait,
@@ -176,6 +177,15 @@ class Control:
                 raise UnavailableError("no other member is connected, and this site does not have the object")
             await pull(self._node.transport, store, digest, sources, size_max=OBJECT_MAX_BYTES)
         return {"path": str(store.path(digest)), "size": store.size(digest)}
+
+    async def _reports(self, params: dict[str, Any]) -> Any:
+        """What this node's merges of a run saw, and the run's policy where this node has it."""
+        effort = await self._node.training.find(str(params["run"]))
+        work = self._node.participation
+        policy = effort.policy
+        if policy is None and self._node.store.has(effort.run.policy):
+            policy = work.read_policy(effort.run)
+        return {"policy": asdict(policy) if policy else None, "rounds": work.reports.of(effort.run.id)}
 
     async def _run(self, params: dict[str, Any]) -> Any:
         effort = await self._node.training.find(str(params["run"]))

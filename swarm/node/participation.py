@@ -22,10 +22,11 @@ from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, Un
 from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import BadUpdate, merge_files
+from swarm.merge import BadUpdate, merge
 from swarm.merkle import chunk_count
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
+from swarm.node.reports import Reports
 from swarm.node.verification import Findings, Verification
 from swarm.rounds import (
     Advance,
@@ -117,6 +118,8 @@ class Participation:
         self._store = store
         self._transport = transport
         self._scratch = scratch
+        self.reports = Reports(scratch.parent / "reports")
+        """What this node's merges saw, for people."""
         self._clock = clock
         self._on_failure = on_failure
         self._verification = Verification(contracts, store, transport, scratch)
@@ -461,8 +464,8 @@ class Participation:
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             out = Path(folder) / "checkpoint.safetensors"
             try:
-                await asyncio.to_thread(
-                    merge_files,
+                merged = await asyncio.to_thread(
+                    merge,
                     self._store.path(duty.base),
                     [self._store.path(s.digest) for s in duty.submissions],
                     [s.weight for s in duty.submissions],
@@ -474,8 +477,10 @@ class Participation:
                 effort.findings.unusable |= {bad.digest}
                 logger.warning("run %d round %d: no merge takes the update of %s: %s", duty.run, duty.round,
                                short(bad.member), error)  # fmt: skip
+                self.reports.unusable(duty.run, duty.round, bad.member, str(error))
                 return
             digest = await asyncio.to_thread(partial(self._store.put_file, out, move=True))
+        self.reports.merged(duty.run, duty.round, digest, duty.submissions, merged.reports)
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = digest
         logger.info("run %d round %d: merged %d updates", duty.run, duty.round, len(duty.submissions))

@@ -125,6 +125,13 @@ def test_show_tells_each_round_from_the_ledger_the_same_at_every_site(
         assert all(s["weight"] == 100 and "loss" in s["metrics"] for s in one["submissions"])
         assert sorted(one["attestations"]) == ["north", "south"]
     assert shown["closed_rounds"][1]["checkpoint"] == shown["checkpoint"]
+    assert [merge["round"] for merge in shown["merges"]] == [0, 1]
+    for merge, one in zip(shown["merges"], shown["closed_rounds"], strict=True):
+        assert merge["merged"] == one["checkpoint"]
+        assert {update["name"] for update in merge["updates"]} == {"north", "south"}
+        assert sum(update["share"] for update in merge["updates"]) == pytest.approx(1)
+    assert "round 0 as this site merged it" in did(swarm, "run", "show", north, "test", "--round", "0")
+    assert "has kept no merge of round 9" in refused(swarm, 2, "run", "show", north, "test", "--round", "9")
     assert told(swarm, "run", "show", south, "test") == shown
     assert shown["closed_rounds"][0]["leader"] in did(swarm, "run", "show", north, "test")
 

@@ -1,0 +1,79 @@
+"""What the merges of a run looked like from this site: who counted how much, who stands out, whether an alarm rang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from swarm.cli.history import RoundHistory
+from swarm.encoding import Address, from_hex
+
+COLUMNS = ("member", "samples", "share", "length", "kept", "beyond range", "cosine", "")
+
+
+def merges_of(rounds: Sequence[dict[str, Any]], name: Callable[[Address], str]) -> list[dict[str, Any]]:
+    """What this site's node saw in each round, members by their names and with what stands out in words.
+
+    Args:
+        rounds: as the node keeps them.
+    """
+    from swarm.merge import UpdateReport, standing_out  # brings in numpy: other commands start without it
+
+    kinds = [field.name for field in fields(UpdateReport)]
+    found = []
+    for one in rounds:
+        updates = one.get("updates", [])
+        words = standing_out([UpdateReport(**{kind: update[kind] for kind in kinds}) for update in updates])
+        told = [
+            {"name": name(from_hex(update["member"], size=20)), "weight": update["weight"]}
+            | {kind: update[kind] for kind in kinds}
+            | {"stands_out": words.get(place, "")}
+            for place, update in enumerate(updates)
+        ]
+        unusable = {name(from_hex(who, size=20)): reason for who, reason in one.get("unusable", {}).items()}
+        found.append({"round": one["round"], "merged": one.get("merged", ""), "updates": told, "unusable": unusable})
+    return found
+
+
+def row_of(update: dict[str, Any]) -> list[str]:
+    """A row for a person, under `COLUMNS`."""
+    return [
+        update["name"],
+        str(update["weight"]),
+        f"{update['share']:.1%}",
+        f"{update['norm']:.4g}",
+        f"{update['kept']:.1%}",
+        str(update["clipped"]),
+        f"{update['cosine']:.2f}",
+        update["stands_out"],
+    ]
+
+
+def warnings_of(merges: Sequence[dict[str, Any]]) -> list[str]:
+    """Every update that stands out or that no merge takes, a line each."""
+    found = []
+    for one in merges:
+        found += [f"round {one['round']}: no merge takes {who}'s update: {why}" for who, why in one["unusable"].items()]
+        found += [
+            f"round {one['round']}: {update['name']}'s update stands out: {update['stands_out']}"
+            for update in one["updates"]
+            if update["stands_out"]
+        ]
+    return found
+
+
+def alarms_of(rounds: Sequence[RoundHistory], policy: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rounds after which the agreed metric fell at half of the members who tell it."""
+    from swarm.merge.alarm import fell
+
+    if not policy or not policy["alarm_metric"]:
+        return []
+    told = {one.round: {s["name"]: s["metrics"] for s in one.submissions} for one in rounds}
+    found = []
+    for one in rounds:
+        after = told.get(one.round + 1, {})
+        members = fell(told[one.round], after, policy["alarm_metric"], policy["alarm_fall"])
+        if members:
+            found.append({"round": one.round, "metric": policy["alarm_metric"], "members": list(members)})
+    return found
