@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,15 @@ def test_a_site_that_claims_the_greatest_weight_counts_no_more_than_the_others()
     policy = policy_of("norm_bounded_mean", faults=1, rounds=6, interval=task.batches)
     accuracy = [played(Cell("heart", 5, 1, policy.merge, attack, 0, 6)).accuracy for attack in ("none", "flip_10")]
     assert accuracy[0] - accuracy[1] < 0.08
+
+
+@pytest.mark.parametrize("mistake", [{"weight_ratio_max": 1e9}, {"merge": "mean"}, {"bound": "length", "radius": 1e3}])
+def test_a_planted_weakness_of_the_default_shows(mistake: dict[str, Any], tmp_path: Path) -> None:
+    task = task_of("heart", 5)
+    policy = policy_of("norm_bounded_mean", faults=1, rounds=6, interval=task.batches)
+    strong, weak = (play(task, p, ATTACKS["flip_10"], [0], 0, tmp_path) for p in (policy, replace(policy, **mistake)))
+    assert strong.accuracy > 0.7
+    assert weak.accuracy < 0.4
 
 
 def test_labels_are_flipped_at_the_dishonest_site_only(tmp_path: Path) -> None:
