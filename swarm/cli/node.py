@@ -19,6 +19,9 @@ def node(
     site: SitePath,
     log: Annotated[Path | None, typer.Option(help="write the log to this file instead of the terminal")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log every effect, for a developer")] = False,
+    rebuild: Annotated[
+        bool, typer.Option(help="set a damaged ledger aside and fetch every block from the other members again")
+    ] = False,
 ) -> None:
     """Run this hospital's node: it keeps the ledger, votes, serves checkpoints, and takes part for training.
 
@@ -27,7 +30,7 @@ def node(
     from swarm.node.process import run_node  # brings in the EVM and the network: half a second
 
     set_up_log(log, verbose=verbose)
-    run_node(site)
+    run_node(site, rebuild=rebuild)
 
 
 def set_up_log(file: Path | None, *, verbose: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -106,8 +107,9 @@ class Database:
     def damaged(self, found: str) -> StorageError:
         """The error for a ledger file whose content is not what was written."""
         return StorageError(
-            f"the ledger in {self._path} is damaged ({found}); move ledger.sqlite* out of {self.folder} (leave "
-            "votes.sqlite* there) and start again: the node fetches every block from the other members and verifies it"
+            f"the ledger in {self._path} is damaged ({found}); start the node once with `swarm node SITE.toml "
+            f"--rebuild`, or move ledger.sqlite* out of {self.folder} (leave votes.sqlite* there) and start again: the "
+            "node fetches every block from the other members and verifies it"
         )
 
     # --- state and blocks
@@ -220,6 +222,12 @@ class Database:
             if row is not None and (not isinstance(row[0], bytes) or row[1] != sha256(row[0])):
                 raise sqlite3.DatabaseError(f"the vote at height {height} has not the bytes that were written")
         return None if row is None else row[0]
+
+    def first_vote(self) -> int | None:
+        """The lowest height whose vote is kept; None where this validator never voted."""
+        with self._translated(votes=True):
+            (height,) = self._votes.execute("SELECT MIN(height) FROM votes").fetchone()
+        return None if height is None else int(height)
 
     def begin_recovery(self, height: int, manifest: bytes) -> None:
         """Keep a manifest that replaces who votes at a height; what this validator said there before is put aside, so
@@ -391,6 +399,29 @@ class FolderLock:
         """Let another process have it. Flushing may fail on a full disk; the lock is gone all the same."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move a ledger's blocks and state to a folder beside them; its votes stay. Where they are; None: there are none.
+
+    Raises:
+        ConfigError: a node runs on the folder.
+        StorageError: the files cannot be moved.
+    """
+    lock = lock_folder(folder)
+    try:
+        files = sorted(folder.glob("ledger.sqlite*"))
+        if not files:
+            return None
+        place = next(place for n in itertools.count(1) if not (place := folder / f"set-aside-{n}").exists())
+        place.mkdir()
+        for path in files:
+            path.rename(place / path.name)
+        return place
+    except OSError as error:
+        raise StorageError(f"the ledger in {folder} cannot be set aside: {error}") from error
+    finally:
+        lock.close()
 
 
 def lock_folder(folder: Path) -> FolderLock:

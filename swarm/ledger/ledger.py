@@ -327,7 +327,8 @@ class Ledger:
                 return False  # others decide a block like this
         except PeerError:
             return False
-        return execution.header.timestamp_ms <= now_ms + CLOCK_AHEAD_MS
+        # Where the ledger's own time is ahead of this clock, the least step is good: the ledger goes on meanwhile.
+        return execution.header.timestamp_ms <= max(now_ms + CLOCK_AHEAD_MS, self._header.timestamp_ms + 1)
 
     def append(self, payload: bytes, certificate: Certificate) -> Head:
         """Take a decided block: verify it, its certificate and its parent's, and write all of it at once.
@@ -549,6 +550,12 @@ class Ledger:
     def save_vote(self, height: int, record: bytes) -> None:
         """Keep what this validator said at a height; it is on the disk's plate when this returns."""
         self._database.save_vote(height, record)
+
+    def may_vote(self, height: int) -> bool:
+        """Whether this validator still has what it said at a height, if it said anything: votes of long ago are
+        forgotten, and a ledger that is fetched again comes by those heights once more."""
+        first = self._database.first_vote()
+        return first is None or height >= first
 
     def saved_vote(self, height: int) -> bytes | None:
         """What this validator said at a height, before a restart too."""

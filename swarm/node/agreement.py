@@ -16,7 +16,7 @@ from swarm.errors import PeerError, RejectedError, StorageError, UnavailableErro
 from swarm.identity import Identity, checksum, recover
 from swarm.ledger.block import decode_block, decode_payload
 from swarm.ledger.contradictions import Contradictions
-from swarm.ledger.ledger import Ledger
+from swarm.ledger.ledger import CLOCK_AHEAD_MS, Ledger
 from swarm.ledger.recovery import Recovery
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
 from swarm.node.sync import BLOCKS, SYNC_BYTES, Sync, read_request
@@ -110,6 +110,19 @@ class Agreement:
 
     def run(self) -> None:
         """Begin to vote and to follow; call when the transport runs."""
+        head = self.ledger.head
+        if head.timestamp_ms > self._now_ms() + CLOCK_AHEAD_MS:
+            logger.warning(
+                "height %d: the last block's time is %.0f s ahead of this machine's clock: set the clock, or, if it is "
+                "right, know that the ledger's deadlines wait until it has caught up",
+                head.number, (head.timestamp_ms - self._now_ms()) / 1000,
+            )  # fmt: skip
+        if self._me in self.ledger.validators() and not self.ledger.may_vote(head.number + 1):
+            logger.warning(
+                "height %d: this node voted on later heights and has its votes of this one no more: it fetches blocks "
+                "from the other members and votes again once it is where it was",
+                head.number,
+            )
         self._enter_height()
         self._beat_now()
         self._greet_now()
@@ -223,12 +236,18 @@ class Agreement:
     def _judge(self, payload: bytes, proposer: Address) -> bool:
         """Whose block it is decides who proposes next: nobody puts another's name there (validateNonPreparedBlock)."""
         header, _ = decode_block(decode_payload(payload)[0])
+        ahead_s = (header.timestamp_ms - self._now_ms()) / 1000
+        if ahead_s * 1000 > CLOCK_AHEAD_MS:
+            logger.warning(
+                "height %d: %s proposes a block %.0f s ahead of this machine's clock: one of the clocks is wrong",
+                header.number, short(proposer), ahead_s,
+            )  # fmt: skip
         return header.coinbase == proposer and self.ledger.judge(payload, self._now_ms())
 
     def _enter_height(self) -> None:
         """Take part in the decision of the next height, if this node is one of its validators."""
         height, proposers = self.ledger.head.number + 1, self.ledger.proposers()
-        if self._me not in proposers:
+        if self._me not in proposers or not self.ledger.may_vote(height):
             if self._consensus is not None:
                 logger.info("height %d: this node does not vote", height)
             self._consensus = None

@@ -13,6 +13,7 @@ from pathlib import Path
 from swarm.config import SiteConfig, SwarmConfig, check_site, load_site, load_swarm
 from swarm.errors import StorageError
 from swarm.identity import Identity
+from swarm.ledger.database import set_aside
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
@@ -104,9 +105,11 @@ async def serve(
         await node.close()
 
 
-def run_node(path: Path, *, participation: type[Participation] = Participation) -> None:
+def run_node(path: Path, *, participation: type[Participation] = Participation, rebuild: bool = False) -> None:
     """Run the node of a site's settings file, until it is told to stop.
 
+    Args:
+        rebuild: set the ledger aside first, all but this node's votes, and fetch it again.
     Raises:
         ConfigError, StorageError: what the operator can mend.
     """
@@ -114,4 +117,8 @@ def run_node(path: Path, *, participation: type[Participation] = Participation) 
     swarm = load_swarm(site.swarm)
     identity = site.identity()
     check_site(site, swarm, identity)
+    if rebuild:
+        place = set_aside(site.folder / "ledger")
+        if place is not None:
+            logger.warning("the ledger of %s is set aside in %s and fetched again", site.name, place)
     asyncio.run(serve(site, swarm, identity, participation=participation))
