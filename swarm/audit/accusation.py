@@ -82,6 +82,10 @@ def replayed_publications(folder: Path) -> Iterator[list[Publication]]:
         Difference: the ledger is not what it has to be.
     """
     config, places = places_of(folder.resolve())
+    if config.external is not None:
+        raise ConfigError(
+            f"{folder} has no ledger: its contracts are on somebody else's chain; name a site whose node runs"
+        )
     with replayed(places[0][1], Genesis.of(config), ExecutionCache(), lambda done, of: None) as replay:
         yield publications_of(runs_of(events_of(replay.ledger)).values())
 

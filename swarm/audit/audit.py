@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from swarm.audit.external import told_by, trusted
 from swarm.audit.replay import Difference, replayed
-from swarm.audit.retell import retell
+from swarm.audit.retell import merge_all, retell
 from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
 from swarm.ledger.genesis import Genesis
@@ -37,6 +39,8 @@ class SiteReport:
     head: str = ""
     difference: str | None = None
     """The first thing that is not as it has to be; None if all is."""
+    external: bool = False
+    """The contracts are on somebody else's chain: `blocks` and `transactions` are those with their logs."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Report:
 
     sites: list[SiteReport] = field(default_factory=list)
     first_difference: str | None = None
+    trusted: str | None = None
+    """What was taken on somebody else's word; None: nothing."""
 
     @property
     def ok(self) -> bool:
@@ -59,8 +65,9 @@ class Report:
             if site.difference is not None:
                 told.append(f"{site.site}: {site.difference}")
                 continue
+            did = "found in the chain's receipts" if site.external else "replayed"
             told.append(
-                f"{site.site}: {site.blocks} blocks and {site.transactions} transactions replayed, "
+                f"{site.site}: {site.blocks} blocks and {site.transactions} transactions {did}, "
                 f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, "
                 f"{site.objects} objects hashed"
             )
@@ -82,6 +89,9 @@ def audit(folder: Path, *, progress: Progress | None = None) -> Report:
     folder = folder.resolve()
     config, sites = places_of(folder)
     report = Report()
+    if config.external is not None:
+        _audit_external(config, config.external.endpoint, sites, report, tell)
+        return report
     try:
         genesis = Genesis.of(config)
     except ConfigError as error:
@@ -94,6 +104,30 @@ def audit(folder: Path, *, progress: Progress | None = None) -> Report:
         if report.first_difference is None and found.difference is not None:
             report.first_difference = f"{name}: {found.difference}"
     return report
+
+
+def _audit_external(
+    config: SwarmConfig, url: str, sites: list[tuple[str, Path]], report: Report, tell: Progress
+) -> None:
+    """Ask the chain once, then do again the merges of every site."""
+    report.trusted = trusted(url)
+    try:
+        told, runs = told_by(config, url, lambda done, of: tell("the chain's blocks", done, of))
+    except (Difference, SwarmError) as error:
+        report.first_difference = str(error)
+        return
+    for name, place in sites:
+        found = SiteReport(
+            site=name, blocks=told.blocks, transactions=told.transactions, runs=len(runs), head=told.head.hash.hex(),
+            external=True,
+        )  # fmt: skip
+        try:
+            story = merge_all(runs, place / "store", partial(tell, f"{name}: rounds"))
+            found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects)
+        except Difference as difference:
+            found = replace(found, difference=str(difference))
+            report.first_difference = report.first_difference or f"{name}: {difference}"
+        report.sites.append(found)
 
 
 def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionCache, tell: Progress) -> SiteReport:
@@ -126,16 +160,21 @@ def places_of(folder: Path) -> tuple[SwarmConfig, list[tuple[str, Path]]]:
         if (folder / "swarm.toml").is_file() and (folder / "sites").is_dir():
             config = load_swarm(folder / "swarm.toml")
             sites = [load_site(path) for path in sorted((folder / "sites").glob("*.toml"))]
-            places = [(site.name, site.folder) for site in sites if (site.folder / "ledger").is_dir()]
+            places = [(site.name, site.folder) for site in sites if _has_run(site.folder)]
             if not places:
                 raise ConfigError(f"no site of {folder} has a ledger yet: no node has run")
             return config, places
-        if (folder / "ledger").is_dir():
+        if _has_run(folder):
             for parent in (folder, *list(folder.parents)[:3]):
                 if (parent / "swarm.toml").is_file():
                     return load_swarm(parent / "swarm.toml"), [(folder.name, folder)]
             raise ConfigError(f"beside or above {folder} lies no swarm.toml; put the one that the members agreed there")
     raise ConfigError(f"{folder} is neither a consortium's folder (swarm.toml, sites/) nor a site's (ledger/)")
+
+
+def _has_run(site: Path) -> bool:
+    """Whether a node has run on a site's folder, on either kind of chain."""
+    return (site / "ledger").is_dir() or (site / "external").is_dir()
 
 
 @contextmanager

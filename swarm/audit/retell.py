@@ -107,7 +107,16 @@ def retell(ledger: Ledger, store: Path, progress: Callable[[int, int], None]) ->
         Difference: a leader, a quorum, a seed, a checkpoint or an object's bytes are not what they have to be.
     """
     runs = runs_of(events_of(ledger))
-    _compare_with_contract(runs, ledger)
+    compare_records(runs, lambda place: _record(ledger, *place))
+    return merge_all(runs, store, progress)
+
+
+def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int, int], None]) -> Story:
+    """Hash every object of a site's store, and do every merge again whose bytes it still holds.
+
+    Raises:
+        Difference: an object's bytes or a checkpoint are not what they have to be.
+    """
     objects = _check_objects(store)
     total = sum(len(run.closed) for run in runs.values())
     done = merges = 0
@@ -303,17 +312,32 @@ _HANDLERS: dict[str, Callable[[RunStory, Mapping[str, Any]], None]] = {
 }
 
 
-def _compare_with_contract(runs: Mapping[int, RunStory], ledger: Ledger) -> None:
-    """The contract's own records are those that its events tell of."""
-    contract = interface("Runs")
+def compare_records(
+    runs: Mapping[int, RunStory], record: Callable[[tuple[int, int]], tuple[Digest, int] | None]
+) -> None:
+    """The contract's own records are those that its events tell of.
+
+    Args:
+        record: of a run and round: the checkpoint and the number of submissions, None where the contract has none.
+    Raises:
+        Difference: they are not.
+    """
     for run in runs.values():
         for index, (_, submissions, checkpoint) in enumerate(run.closed):
-            outcome = ledger.call(to=RUNS, data=contract.call("closedRound", run.number, index))
-            if not outcome.succeeded:
+            found = record((run.number, index))
+            if found is None:
                 raise Difference(f"run {run.number} round {index}: the contract has no record of it")
-            found, _, _, count, *_ = contract.result("closedRound", outcome.output)
-            if (bytes(found), int(count)) != (checkpoint, len(submissions)):
+            if found != (checkpoint, len(submissions)):
                 raise Difference(f"run {run.number} round {index}: the contract's record differs from its events")
+
+
+def _record(ledger: Ledger, run: int, index: int) -> tuple[Digest, int] | None:
+    contract = interface("Runs")
+    outcome = ledger.call(to=RUNS, data=contract.call("closedRound", run, index))
+    if not outcome.succeeded:
+        return None
+    checkpoint, _, _, count, *_ = contract.result("closedRound", outcome.output)
+    return bytes(checkpoint), int(count)
 
 
 def _check_objects(store: Path) -> int:

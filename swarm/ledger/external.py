@@ -63,6 +63,12 @@ class ExternalNetwork:
         self._provider = provider
         self.endpoint = Endpoint(AsyncWeb3(provider), free=False)
 
+    def contracts(self, places: Places) -> Contracts:
+        """Both contracts as the network's last block has them."""
+        return Contracts(
+            AsyncWeb3(self._provider), consortium=places.consortium, runs=places.runs, since=places.block, free=False
+        )
+
     async def head(self, tag: str = "latest") -> Head:
         """The block that a tag or a number (`0x…`) names; RejectedError where there is none."""
         block = await self.endpoint.request("eth_getBlockByNumber", tag, False)
@@ -115,7 +121,7 @@ class ExternalNetwork:
 
     async def check_founders(self, config: SwarmConfig, places: Places) -> None:
         """ConfigError unless the consortium was founded with the members of the settings."""
-        contracts = Contracts(AsyncWeb3(self._provider), consortium=places.consortium, runs=places.runs)
+        contracts = self.contracts(places)
         events = await contracts.events(places.block, places.block, names=["Admitted"])
         wanted = {(m.address, m.operator, m.name, m.validator) for m in config.members}
         if events:

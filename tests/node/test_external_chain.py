@@ -61,7 +61,12 @@ def test_four_nodes_train_one_model_on_a_chain_of_somebody_else(tmp_path: Path, 
         told = rounds_of(hospitals, "north")
         assert len(told) == 4
         assert all(len(one["submissions"]) == 4 and not one["replaced"] for one in told)
+        assert "somebody else's chain" in hospitals.swarm("status", str(hospitals.sites["west"]))
         hospitals.stop()
+        verdict = hospitals.swarm("audit", str(hospitals.folder))
+        assert verdict.count("4 rounds of 1 runs derived again, 4 merges done again") == 4
+        assert "trusted: the chain's own consensus" in verdict
+        assert "audit passed: receipts" in verdict
 
 
 def test_a_chain_that_restarts_in_the_middle_of_a_round_costs_time_and_no_submission(tmp_path: Path) -> None:
