@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     found = boards(played)
     for board in found:
+        screen.print(f"\n{board.title}: accuracy in %; a site alone has {board.local:.1f}", highlight=False)
         screen.print(table(board))
     for board in found:
         screen.print(verdict(board), highlight=False)

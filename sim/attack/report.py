@@ -116,8 +116,8 @@ def _shown(board: Board, rule: str, attack: str) -> str:
 
 
 def table(board: Board) -> Table:
-    """For the terminal; red is more than `POINTS` below the same rule without an attack."""
-    shown = Table(title=f"{board.title}: accuracy in %, a site alone {board.local:.1f}")
+    """For the terminal, accuracy in per cent; red is more than `POINTS` below the same rule without an attack."""
+    shown = Table()
     shown.add_column("attack", no_wrap=True)
     for rule in board.rules:
         shown.add_column(rule.replace("_", " "), justify="right")
