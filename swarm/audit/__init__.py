@@ -1,5 +1,6 @@
 """Re-derives everything from the ledger and the bytes: for an auditor who was not there."""
 
 from swarm.audit.audit import Report, audit
+from swarm.audit.light import LightReport, follow
 
-__all__ = ["Report", "audit"]
+__all__ = ["LightReport", "Report", "audit", "follow"]

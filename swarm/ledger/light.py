@@ -157,7 +157,7 @@ class LightFollower:
         """Blocks after which others voted than before."""
         self.recoveries = 0
         self._genesis = genesis.hash
-        self._chain_id = chain_id
+        self.chain_id = chain_id
         self._recover = recover
 
     def follow(self, block: Sealed) -> None:
@@ -171,7 +171,7 @@ class LightFollower:
         try:
             self._check_next(header)
             recovery = self._recovery(block)
-            electorate = Electorate(self.validators, self._chain_id) if recovery is None else recovery.electorate
+            electorate = Electorate(self.validators, self.chain_id) if recovery is None else recovery.electorate
             if header.coinbase not in electorate.validators:
                 raise ValueError(f"it is proposed by {short(header.coinbase)}, which is no validator")
             check_certificate(
@@ -206,12 +206,12 @@ class LightFollower:
             return None
         if not block.transactions or ordered_root(block.transactions) != block.header.transactions_root:
             raise ValueError("it may record a recovery, and these are not the transactions that its header commits to")
-        transaction = Transaction.read(block.transactions[0], self._chain_id)
+        transaction = Transaction.read(block.transactions[0], self.chain_id)
         if not is_recovery(transaction):
             return None
-        recovery = Recovery.of(transaction, self._chain_id)
+        recovery = Recovery.of(transaction, self.chain_id)
         recovery.check(
-            chain_id=self._chain_id,
+            chain_id=self.chain_id,
             genesis=self._genesis,
             height=self.head.number,
             head=self.head.hash,

@@ -105,7 +105,8 @@ def test_it_needs_receipts_where_members_change_and_nowhere_else(ledger: Ledger)
 
 def test_every_event_of_the_contract_has_a_meaning_for_who_votes() -> None:
     """An event that the follower passed over would leave it with the wrong validators."""
-    quiet, told = set(), set()
+    quiet: set[str] = set()
+    told: set[str] = set()
     for name in interface("Consortium").topics:
         source = Path("swarm/ledger/light.py").read_text()
         assert f'"{name}"' in source, f"light.py does not say what {name} means for who votes"
