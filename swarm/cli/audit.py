@@ -47,7 +47,12 @@ def audit(
     report = run_audit(folder)
     if json_:
         screen.print_json(
-            {"ok": report.ok, "first_difference": report.first_difference, "sites": [asdict(s) for s in report.sites]}
+            {
+                "ok": report.ok,
+                "first_difference": report.first_difference,
+                "trusted": report.trusted,
+                "sites": [asdict(s) for s in report.sites],
+            }
         )
     else:
         print_report(report)
@@ -111,7 +116,10 @@ def print_report(report: Report) -> None:
     """The findings, a line each, and the verdict."""
     for line in report.lines:
         screen.out.print(escape(line))
+    if report.trusted is not None:
+        screen.out.print(escape(report.trusted))
     if report.ok:
-        screen.out.print("[bold green]audit passed[/]: seals, state roots, receipts, leaders, attestations and merges")
+        seals = "receipts" if report.trusted else "seals, state roots, receipts"
+        screen.out.print(f"[bold green]audit passed[/]: {seals}, leaders, attestations and merges")
     else:
         screen.out.print(f"[bold red]audit failed[/]: {escape(str(report.first_difference))}")
