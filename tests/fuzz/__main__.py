@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import psutil
 
-from tests.fuzz.corpus import mutated, reshaped
+from tests.fuzz.corpus import mutated
 from tests.fuzz.targets import Target, targets
 
 GROWTH_MAX_MB = 64
@@ -32,7 +32,7 @@ def fuzz(target: Target, inputs: int, seed: int, *, progress: Callable[[int], No
     before = 0
     for number in range(inputs):
         chance = random.Random(f"{target.name} {seed} {number}")
-        data = (mutated if number % 2 else reshaped)(chance, corpus)
+        data = (mutated if number % 2 else target.reshape)(chance, corpus)
         try:
             target.feed(data)
         except Exception as error:

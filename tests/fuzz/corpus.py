@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
+from typing import Any
 from unittest.mock import patch
 
 from sim.plan import Plan
@@ -57,6 +59,34 @@ def reshaped(chance: random.Random, corpus: list[bytes]) -> bytes:
     for _ in range(chance.randint(1, 3)):
         item = _replaced(chance, item)
     return pack(item)
+
+
+def reworded(chance: random.Random, corpus: list[bytes]) -> bytes:
+    """One of the corpus that is JSON, with one to three of its values or keys replaced."""
+    value: Any = json.loads(chance.choice(corpus))
+    for _ in range(chance.randint(1, 3)):
+        value = _other(chance, value)
+    return json.dumps(value).encode()
+
+
+def _other(chance: random.Random, value: Any) -> Any:
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        key = chance.choice(list(value))
+        lot = chance.random()
+        if lot < 0.1:
+            return {name: kept for name, kept in value.items() if name != key}
+        if lot < 0.2:
+            return {(name + "s" if name == key else name): kept for name, kept in value.items()}
+        return value | {key: _other(chance, value[key])}
+    if isinstance(value, list) and value and chance.random() < 0.8:
+        at = chance.randrange(len(value))
+        return [*value[:at], _other(chance, value[at]), *value[at + 1 :]]
+    edges: list[Any] = [
+        None, True, 0, -1, 1.5, 1e308, 1 << 70, "", "0x", "0x0", "0x00", "0xg", "0x" + "f" * 64, "0x" + "f" * 65,
+        "latest", "pending", "earliest", "\ud800", [], {}, [[[]]], {"a": {}}, "0x" + "00" * 20, {"fromBlock": "0x0"},
+        ["0x1"] * 200,
+    ]  # fmt: skip
+    return chance.choice(edges)
 
 
 def _tree(item: Unpacked) -> Item:
