@@ -26,32 +26,37 @@ Record = tuple[Digest, int]
 def told_by(
     config: SwarmConfig, url: str, progress: Callable[[int, int], None]
 ) -> tuple[Testimony, dict[int, RunStory]]:
-    """What the chain says, checked as far as a node can be, and the runs that follow from it.
+    """What the chain's node at this address says, checked as far as it can be, and the runs that follow from it.
 
     Raises:
         Difference: the rounds that the events tell are not what they have to be, or not the contract's.
         ConfigError, PeerError, UnavailableError: another chain, logs that its receipts do not hold, or no answer.
     """
-    return asyncio.run(_told_by(config, url, progress))
+
+    async def work() -> tuple[Testimony, dict[int, RunStory]]:
+        link = Connection(url)
+        try:
+            return await hear(ExternalNetwork(link), config, progress)
+        finally:
+            await link.disconnect()
+
+    return asyncio.run(work())
 
 
-async def _told_by(
-    config: SwarmConfig, url: str, progress: Callable[[int, int], None]
+async def hear(
+    network: ExternalNetwork, config: SwarmConfig, progress: Callable[[int, int], None]
 ) -> tuple[Testimony, dict[int, RunStory]]:
+    """`told_by` of a network that is connected."""
     assert config.external is not None
-    link = Connection(url)
-    try:
-        network, places = ExternalNetwork(link), places_of(config)
-        await network.check(config)
-        _, head = await counted(network, None, config.external.confirmations)
-        told = await testimony(network, places, head, progress)
-        runs = runs_of(told.events)
-        contracts = network.contracts(places).at(head.number)
-        await _check_complete(contracts, runs)
-        compare_records(runs, (await _records(contracts, runs)).get)
-        return told, runs
-    finally:
-        await link.disconnect()
+    places = places_of(config)
+    await network.check(config)
+    _, head = await counted(network, None, config.external.confirmations)
+    told = await testimony(network, places, head, progress)
+    runs = runs_of(told.events)
+    contracts = network.contracts(places).at(head.number)
+    await _check_complete(contracts, runs)
+    compare_records(runs, (await _records(contracts, runs)).get)
+    return told, runs
 
 
 async def _check_complete(contracts: Contracts, runs: dict[int, RunStory]) -> None:

@@ -13,7 +13,7 @@ from web3.providers.async_base import AsyncBaseProvider
 
 from swarm.config import SwarmConfig
 from swarm.encoding import Address, Digest, from_hex, short
-from swarm.errors import ConfigError, RejectedError
+from swarm.errors import ConfigError, RejectedError, UnavailableError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import Endpoint
@@ -74,9 +74,13 @@ class ExternalNetwork:
         block = await self.endpoint.request("eth_getBlockByNumber", tag, False)
         if block is None:
             raise RejectedError(f"the chain has no block {tag}")
-        timestamp = int(block["timestamp"], 16)
+        try:
+            timestamp = int(block["timestamp"], 16)
+            number, gas_limit, digest = int(block["number"], 16), int(block["gasLimit"], 16), from_hex(block["hash"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise UnavailableError(f"{self._provider} answers with what is no block: {error!r}") from error
         timestamp_s = timestamp / 1000 if timestamp > MILLISECONDS else float(timestamp)
-        return Head(int(block["number"], 16), from_hex(block["hash"]), timestamp_s, int(block["gasLimit"], 16))
+        return Head(number, digest, timestamp_s, gas_limit)
 
     async def ticks_per_second(self) -> int:
         """How many ticks of this network's timestamps make a second: 1, or 1000 on a ledger of this project's kind."""
@@ -122,7 +126,10 @@ class ExternalNetwork:
     async def check_founders(self, config: SwarmConfig, places: Places) -> None:
         """ConfigError unless the consortium was founded with the members of the settings."""
         contracts = self.contracts(places)
-        events = await contracts.events(places.block, places.block, names=["Admitted"])
+        try:
+            events = await contracts.events(places.block, places.block, names=["Admitted"])
+        except ValueError as error:
+            raise ConfigError(f"{self._provider} tells of founders in what is no event: {error}") from error
         wanted = {(m.address, m.operator, m.name, m.validator) for m in config.members}
         if events:
             found = {(e.args["member"], e.args["operator"], e.args["name"], e.args["validator"]) for e in events}

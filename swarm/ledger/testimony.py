@@ -54,6 +54,15 @@ async def testimony(
         PeerError: logs, receipts and headers do not agree; where.
         RejectedError, UnavailableError: the node does not tell.
     """
+    try:
+        return await _testimony(network, places, head, progress)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PeerError(f"the chain's node answers what is no log, receipt or header: {error!r}") from error
+
+
+async def _testimony(
+    network: ExternalNetwork, places: Places, head: Counted, progress: Callable[[int, int], None]
+) -> Testimony:
     logs = await _logs(network, places, head.number)
     by_block: dict[int, list[Mapping[str, Any]]] = {}
     for log in logs:
