@@ -79,11 +79,9 @@ def off_by(folder: Path, seed: int) -> Fraction:
     base = vector_file(folder / "base", np.zeros(20), "F64")
     rule = policy(step_bits=bits)
     merge(base, paths, weights, rule, folder / "out")
-    found = read_vector(folder / "out", "F64")
-    return max(
-        abs(Fraction(value) - exact_mean(rows[:, at].tolist(), weights, rule.range)) * 2**bits
-        for at, value in enumerate(found.tolist())
-    )
+    found: Values = read_vector(folder / "out", "F64")
+    expected = [exact_mean(rows[:, at].tolist(), weights, rule.range) for at in range(20)]
+    return max(abs(Fraction(x) - y) * 2**bits for x, y in zip(found.tolist(), expected, strict=True))
 
 
 def test_a_mean_is_within_a_step_of_the_rational_one(tmp_path: Path) -> None:
