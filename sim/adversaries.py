@@ -1,7 +1,7 @@
 """Members that lie about merges and updates, and honest ones that make a known mistake.
 
 Each is the real `Participation` that follows another rule than `swarm.rounds.duties`. What dishonest validators may
-do to blocks is in `sim.consensus`.
+do to blocks is in `sim.traitors`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from heapq import heappop, heappush
 
 from sim.cheap import (
@@ -424,7 +424,7 @@ class Simulation:
                 case Save():
                     self._keep(member, effect)
                 case Broadcast(message=data):
-                    message = decode_message(data)
+                    message = _decoded(data)
                     self._watch(member.address, message)
                     self._tell(member.address, f"sends {_short(message)}")
                     for receiver in self.validators(message.height):
@@ -563,6 +563,11 @@ def run_seed(seed: int, **settings: object) -> Outcome:
     views = max((certificate.view for _, certificate in world.decided), default=0)
     healed_s = world.now_s - world.weather.heal_s
     return Outcome(seed, failure, world.events, healed_s, views, world.changes, world.crashes)
+
+
+@lru_cache(maxsize=1024)
+def _decoded(data: bytes) -> Message:
+    return decode_message(data)  # the same votes are sent again and again
 
 
 def _short(message: Message) -> str:

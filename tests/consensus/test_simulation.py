@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,9 @@ from tests.consensus.planted import (
     OldValidators,
     Unjustified,
 )
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def unchecked(*_: object, **__: object) -> None:
@@ -123,3 +129,11 @@ def test_the_command_tells_how_to_see_a_failure_again(
     told = capsys.readouterr().out
     assert "seed 7: it stopped" in told
     assert "python -m sim consensus --seeds 1 --seed-start 7 --validators 4 --heights 3 --no-traitors --story" in told
+
+
+def test_one_command_plays_many_worlds_on_all_cores() -> None:
+    command = [sys.executable, "-m", "sim", "consensus", "--seeds", "60", "--jobs", "2", "--progress-s", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "0 broken" in done.stdout
+    assert "60 of 60 seeds held" in done.stdout
