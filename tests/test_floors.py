@@ -44,7 +44,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "trie": ("swarm/ledger",),
     "coincurve": ("swarm/identity.py", "swarm/net"),
     "base58": ("swarm/identity.py", "swarm/net"),
-    "aiohttp": ("swarm/ledger",),  # what web3's HTTP provider raises
+    "aiohttp": ("swarm/ledger",),  # links to other networks' nodes, and what web3's HTTP provider raises
     "web3": ("swarm/ledger", "swarm/node", "swarm/cli"),
     "starlette": ("swarm/ledger/web.py",),
     "uvicorn": ("swarm/ledger/web_server.py",),

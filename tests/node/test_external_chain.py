@@ -76,24 +76,18 @@ def test_a_chain_that_restarts_in_the_middle_of_a_round_costs_time_and_no_submis
         settle_on(hospitals, anvil, anvil.ws)
         for name in NAMES:
             hospitals.start(name)
-        hospitals.open_run(rounds=6)
+        hospitals.open_run(rounds=4)
         for name in NAMES:
             hospitals.train(name, pause_s=0.3)
-        for closed in (1, 3):
-            hospitals.wait_for(
-                lambda: reached(hospitals, closed),  # noqa: B023 - it is waited for at once
-                f"round {closed} closes",
-                60,
-            )
-            anvil.stop()
-            anvil.start()
+        hospitals.wait_for(lambda: reached(hospitals, 1), "round 1 closes", 60)
+        anvil.stop()
+        anvil.start()
         hospitals.join(180)
         assert len(set(hospitals.finals.values())) == 1
         told = rounds_of(hospitals, "east")
-        assert len(told) == 6
-        assert sorted(len(one["submissions"]) for one in told) == [4] * 6
+        assert [len(one["submissions"]) for one in told] == [4] * 4
         sent = submissions_on(anvil)
-        assert len(sent) == len(set(sent)) == 24, "each member submitted once to each round"
+        assert len(sent) == len(set(sent)) == 16, "each member submitted once to each round"
 
 
 @pytest.mark.slow
