@@ -2,7 +2,7 @@
 
 Derived again are every run, round and merge, from logs that are held against the chain's receipts and headers.
 Trusted is what no member could prove: the chain's own consensus and execution, and that the node which was asked
-shows that chain. Whoever doubts it asks another node, with the site's `endpoint`.
+shows that chain. Whoever doubts it audits again with another node as `endpoint` in swarm.toml.
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ def open_node(
 def _chain(site: SiteConfig, swarm: SwarmConfig, identity: Identity, transport: Transport) -> Chain:
     """The members' own ledger on this site's disk, or somebody else's chain, as `swarm.toml` says."""
     if swarm.external is not None:
+        if site.rpc is not None:
+            logger.info("[rpc] of %s is left aside: the chain's own nodes serve it", site.path.name)
         return ExternalChain(swarm, site.endpoint or swarm.external.endpoint, site.folder / "external")
     ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm), archive=site.archive)
     return EmbeddedChain(
