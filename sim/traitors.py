@@ -201,10 +201,14 @@ class Traitor:
                 self._speak(side, twin.wake(self._world.now_s))
 
     def _build(self, height: int) -> bytes:
+        """A block; now and then one that is invalid, or in another's name, who would propose the next one too."""
         self._counter += 1
         valid = self._world.rng.random() >= self._habits.invalid / 2
+        builder = self.me
+        if not valid and self._counter % 2:
+            valid, builder = True, next(one for one in self._world.proposers(height) if one != self.me)
         return make_payload(
-            height=height, parent=self._world.parent(height), builder=self.me, counter=self._counter, valid=valid
+            height=height, parent=self._world.parent(height), builder=builder, counter=self._counter, valid=valid
         )
 
     def _speak(self, side: int, effects: Sequence[Effect]) -> None:

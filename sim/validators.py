@@ -476,7 +476,7 @@ class Simulation:
         """Remember what the proposer of a view proposed and might propose."""
         if isinstance(message, Proposal) and message.height <= len(self.decided) + 1:
             proposers = self.proposers(message.height)
-            if proposers[message.view % len(proposers)] == sender and is_justified(message, proposers):
+            if proposers[message.view % len(proposers)] == sender and is_justified(message, sender, proposers):
                 self._proposed.add((message.height, message.view, message.digest))
 
     def _build(self, member: Member) -> bytes | None:

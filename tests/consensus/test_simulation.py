@@ -13,6 +13,7 @@ from sim.consensus import main
 from sim.validators import Outcome, run_seed
 from tests.consensus.planted import (
     AnyLock,
+    AnyName,
     AnyProposer,
     ForgetsLock,
     Impatient,
@@ -23,7 +24,6 @@ from tests.consensus.planted import (
     OldValidators,
     Unjustified,
 )
-
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +78,7 @@ def test_worlds_are_hard_enough() -> None:
         ("commits of several views are counted together", {"machine": MixesViews}, 10, "without a certificate"),
         ("an unjustified proposal is accepted", {"machine": Unjustified}, 20, "no reason to propose"),
         ("anybody may propose", {"machine": AnyProposer}, 50, "no reason to propose"),
+        ("a block may be in another's name", {"machine": AnyName}, 40, "no reason to propose"),
         ("a change of validators is not noticed", {"machine": OldValidators}, 10, "no reason to propose"),
         ("views do not grow longer", {"machine": Impatient}, 10, "it stopped"),
         ("lost votes stay lost", {"machine": NeverResends}, 50, "it stopped"),
