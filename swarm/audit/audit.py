@@ -14,6 +14,7 @@ from pathlib import Path
 from swarm.audit.external import told_by, trusted
 from swarm.audit.replay import Difference, replayed
 from swarm.audit.retell import merge_all, retell
+from swarm.audit.sights import RoundSeen
 from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
 from swarm.ledger.genesis import Genesis
@@ -37,6 +38,8 @@ class SiteReport:
     objects: int = 0
     """Objects of the store whose bytes are what their names say."""
     head: str = ""
+    seen: tuple[RoundSeen, ...] = ()
+    """What the merges that were done again saw of the updates."""
     difference: str | None = None
     """The first thing that is not as it has to be; None if all is."""
     external: bool = False
@@ -71,6 +74,8 @@ class Report:
                 f"{site.rounds} rounds of {site.runs} runs derived again, {site.merges} merges done again, "
                 f"{site.objects} objects hashed"
             )
+        # Sites that hold the same bytes see the same: what one said is not said again.
+        told += dict.fromkeys(line for site in self.sites for one in site.seen for line in one.lines)
         if self.first_difference is not None and not any(site.difference for site in self.sites):
             told.append(self.first_difference)
         return told
@@ -123,7 +128,7 @@ def _audit_external(
         )  # fmt: skip
         try:
             story = merge_all(runs, place / "store", partial(tell, f"{name}: rounds"))
-            found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects)
+            found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects, seen=story.seen)
         except Difference as difference:
             found = replace(found, difference=str(difference))
             report.first_difference = report.first_difference or f"{name}: {difference}"
@@ -142,6 +147,7 @@ def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionC
                 rounds=story.rounds,
                 merges=story.merges,
                 objects=story.objects,
+                seen=story.seen,
                 head=replay.ledger.head.hash.hex(),
             )
     except Difference as difference:

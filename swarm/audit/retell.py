@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.audit.replay import Difference
+from swarm.audit.sights import RoundSeen, round_seen
 from swarm.config import Policy
 from swarm.consensus import quorum
 from swarm.encoding import Address, Digest, from_hex, keccak256, short
@@ -18,7 +19,7 @@ from swarm.identity import checksum
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.merge import merge
+from swarm.merge import Merged, merge
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
 from swarm.rounds import PARTS, Submission, fault_max, leader_of
 from swarm.store import object_place
@@ -35,6 +36,8 @@ class Story:
     rounds: int
     merges: int
     objects: int
+    seen: tuple[RoundSeen, ...] = ()
+    """What the merges that were done again saw of the updates."""
 
 
 @dataclass
@@ -82,6 +85,8 @@ class RunStory:
     round: _Round = field(default_factory=_Round)
     closed: list[tuple[Digest, tuple[Submission, ...], Digest]] = field(default_factory=list)
     """Base, merged submissions and checkpoint of every closed round."""
+    left_out: list[dict[Address, str]] = field(default_factory=list)
+    """Of every closed round the members of the run whose update was not merged, and why."""
     publications: list[Publication] = field(default_factory=list)
     consents: int = 0
 
@@ -119,13 +124,15 @@ def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int
     """
     objects = _check_objects(store)
     total = sum(len(run.closed) for run in runs.values())
-    done = merges = 0
+    done, seen = 0, list[RoundSeen]()
     for run in runs.values():
         for index, (base, submissions, checkpoint) in enumerate(run.closed):
-            merges += _merge_again(run, index, base, submissions, checkpoint, store)
+            merged = _merge_again(run, index, base, submissions, checkpoint, store)
+            if merged is not None:
+                seen.append(round_seen(run.number, index, submissions, merged.reports, run.left_out[index]))
             done += 1
             progress(done, total)
-    return Story(len(runs), total, merges, objects)
+    return Story(len(runs), total, len(seen), objects, tuple(seen))
 
 
 def events_of(ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -266,6 +273,13 @@ def _closed(run: RunStory, values: Mapping[str, Any]) -> None:
         raise Difference(f"{run.where()}: it closed with part {unseen[0]} verified by {_verifiers(run, unseen[0])}")
     if run.round.refused - run.suspended:
         raise Difference(f"{run.where()}: it closed in spite of a refusal that is held against nobody")
+    run.left_out.append(
+        {
+            member: "struck" if member in run.round.submissions else "no submission when the merge began"
+            for member in run.seats
+            if member not in {s.member for s in submissions}
+        }
+    )
     run.closed.append((run.checkpoint, submissions, checkpoint))
     run.checkpoint, run.seed = checkpoint, keccak256(run.seed + checkpoint)
     run.index, run.round = run.index + 1, _Round()
@@ -359,23 +373,23 @@ def _check_objects(store: Path) -> int:
 
 def _merge_again(
     run: RunStory, index: int, base: Digest, submissions: tuple[Submission, ...], checkpoint: Digest, store: Path
-) -> int:
-    """1 if the store holds what the merge takes and it gives the checkpoint, 0 if the store does not."""
+) -> Merged | None:
+    """The merge if the store holds what it takes and it gives the checkpoint, None if the store does not."""
     policy_place = object_place(store, run.policy)
     places = [object_place(store, digest) for digest in (base, *(s.digest for s in submissions))]
     if not all(place.is_file() for place in (policy_place, *places)):
-        return 0
+        return None
     try:
         policy = Policy.decode(policy_place.read_bytes())
     except ConfigError as error:
         raise Difference(f"run {run.number} ({run.name}): its policy cannot be read: {error}") from error
     try:
-        found = merge(places[0], places[1:], [s.weight for s in submissions], policy, None).digest
+        merged = merge(places[0], places[1:], [s.weight for s in submissions], policy, None)
     except ValueError as error:
         raise Difference(f"run {run.number} ({run.name}) round {index}: it cannot be merged: {error}") from error
-    if found != checkpoint:
+    if merged.digest != checkpoint:
         raise Difference(
-            f"run {run.number} ({run.name}) round {index}: its updates merge to {short(found)}, "
+            f"run {run.number} ({run.name}) round {index}: its updates merge to {short(merged.digest)}, "
             f"but the round closed with {short(checkpoint)}"
         )
-    return 1
+    return merged

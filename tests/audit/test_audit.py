@@ -67,6 +67,11 @@ def test_what_a_swarm_left_behind_passes(consortium: Path) -> None:
     assert report.ok, report.lines
     assert [found.site for found in report.sites] == sorted(NAMES)
     assert {(found.rounds, found.merges) for found in report.sites} == {(3, 3)}
+    for found in report.sites:
+        assert [(one.run, one.round) for one in found.seen] == [(1, 0), (1, 1), (1, 2)]
+        for one in found.seen:
+            assert sum(update.seen.share for update in one.updates) == pytest.approx(1)
+            assert len(one.updates) + len(one.left_out) == len(NAMES)
     assert len({found.head for found in report.sites}) == 1
 
 

@@ -81,7 +81,8 @@ def off_by(folder: Path, seed: int) -> Fraction:
     merge(base, paths, weights, rule, folder / "out")
     found: Values = read_vector(folder / "out", "F64")
     expected = [exact_mean(rows[:, at].tolist(), weights, rule.range) for at in range(20)]
-    return max(abs(Fraction(x) - y) * 2**bits for x, y in zip(found.tolist(), expected, strict=True))
+    apart: list[Fraction] = [abs(Fraction(x) - y) for x, y in zip(found.tolist(), expected, strict=True)]
+    return max(apart) * (1 << bits)
 
 
 def test_a_mean_is_within_a_step_of_the_rational_one(tmp_path: Path) -> None:
