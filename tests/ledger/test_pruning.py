@@ -14,10 +14,11 @@ import rlp
 
 from swarm.encoding import Digest, keccak256
 from swarm.ledger.block import EMPTY_CODE_HASH, EMPTY_TRIE_ROOT
-from swarm.ledger.database import PRUNED_EVERY, STATES_KEPT
+from swarm.ledger.database import PRUNED_EVERY, STATES_KEPT, BlockRow, Database
 from swarm.ledger.genesis import CONSORTIUM
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.pruning import replaced
+from swarm.ledger.state import Changes
 from swarm.ledger.trie import Nodes, path_of
 from tests.ledger import world
 
@@ -111,14 +112,27 @@ def test_an_archive_keeps_every_state(tmp_path: Path) -> None:
             assert ledger.nonce(world.OPERATORS[0].address, number) == (number + 3) // 4
 
 
-def test_a_state_that_comes_back_is_not_forgotten_with_the_one_that_went() -> None:
-    """A value that returns to what it was has the same nodes; those that went before must not take them along."""
-    rows: dict[bytes, bytes] = {}
-    nodes = Nodes(rows.get)
-    account = rlp.encode([b"\x01", b"", EMPTY_TRIE_ROOT, EMPTY_CODE_HASH])
-    first = nodes.update(EMPTY_TRIE_ROOT, {b"a" * 32: account}, rows)
-    second = nodes.update(first, {b"a" * 32: account[:-1] + b"\x00"}, rows)
-    gone, come = replaced(nodes, {}, first, second)
-    back_gone, back_come = replaced(nodes, {}, second, first)
-    assert (gone, come) == (back_come, back_gone)
-    assert set(gone) == {first}
+def changes(*, come: dict[bytes, int] | None = None, gone: dict[bytes, int] | None = None) -> Changes:
+    """What a block did, where a node's hash is its name and its bytes too."""
+    return Changes(b"", {}, {}, {name: name for name in come or {}}, gone or {}, come or {})
+
+
+def test_a_node_goes_when_its_last_place_is_gone_long_enough(tmp_path: Path) -> None:
+    story = {
+        1: changes(come={b"twice": 2, b"once": 1, b"back": 1}),
+        2: changes(gone={b"twice": 1, b"once": 1, b"back": 1}),
+        3: changes(come={b"back": 1}),
+        40: changes(gone={b"back": 1}),
+    }
+    found: dict[int, set[bytes]] = {}
+    with contextlib.closing(Database(tmp_path)) as file:
+        file.begin(BlockRow(0, b"0", b"", b"", b"", b""), changes())
+        for number in range(1, STATES_KEPT + 50):
+            row = BlockRow(number, b"%d" % number, b"", b"", b"", b"")
+            file.append(row, state=story.get(number, changes()), transactions=[], parent_certificate=b"")
+            found[number] = {name for name in (b"twice", b"once", b"back") if file.state(name) is not None}
+    everything = {b"twice", b"once", b"back"}
+    assert found[STATES_KEPT] == everything
+    assert found[STATES_KEPT + PRUNED_EVERY] == everything - {b"once"}
+    assert found[STATES_KEPT + 39] == everything - {b"once"}, "what came back is kept as long as anything else"
+    assert found[STATES_KEPT + 3 * PRUNED_EVERY] == {b"twice"}
