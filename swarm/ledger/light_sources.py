@@ -95,9 +95,12 @@ async def _call(connection: Connection, method: str, *params: Any) -> Any:
 
 def _number(text: Any) -> int:
     try:
-        return int(text, 16)
+        value = int(text, 16)
     except (TypeError, ValueError) as error:
-        raise PeerError(f"{text!r} is no number") from error
+        raise PeerError(f"{str(text)[:80]!r} is no number") from error
+    if not 0 <= value < 1 << 64:
+        raise PeerError(f"{str(text)[:80]!r} is no number of at most 64 bits")
+    return value
 
 
 def _header(block: Any) -> Header:
@@ -109,20 +112,20 @@ def _header(block: Any) -> Header:
         transactions_root=from_hex(block["transactionsRoot"], size=32),
         receipts_root=from_hex(block["receiptsRoot"], size=32),
         bloom=from_hex(block["logsBloom"], size=256),
-        number=int(block["number"], 16),
-        gas_limit=int(block["gasLimit"], 16),
-        gas_used=int(block["gasUsed"], 16),
-        timestamp_ms=int(block["timestamp"], 16),
+        number=_number(block["number"]),
+        gas_limit=_number(block["gasLimit"]),
+        gas_used=_number(block["gasUsed"]),
+        timestamp_ms=_number(block["timestamp"]),
         parent_beacon_block_root=from_hex(block["parentBeaconBlockRoot"], size=32),
     )
 
 
 def _receipt(item: Any) -> Receipt:
     return Receipt(
-        kind=int(item["type"], 16),
-        succeeded=int(item["status"], 16) == 1,
-        gas_used=int(item["gasUsed"], 16),
-        gas_used_total=int(item["cumulativeGasUsed"], 16),
+        kind=_number(item["type"]),
+        succeeded=_number(item["status"]) == 1,
+        gas_used=_number(item["gasUsed"]),
+        gas_used_total=_number(item["cumulativeGasUsed"]),
         logs=tuple(
             Log(
                 from_hex(log["address"], size=20),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -172,9 +173,16 @@ def counts_in_words(method: str, result: Any) -> Any:
     return "many" if method == "eth_blockNumber" else result
 
 
+def owes_gas(method: str, result: Any) -> Any:
+    if method == "eth_getBlockReceipts":
+        return [{**receipt, "cumulativeGasUsed": "-0x1"} for receipt in result]
+    return result
+
+
 @pytest.mark.parametrize(
     ("lie", "why", "holds"),
     [
+        (owes_gas, "is no number", 2),
         (hides_logs, "not the receipts that its header commits to", 2),
         (gives_another_state, "no validator sealed", 3),
         (is_of_another_chain, "swarm.toml says", 0),
@@ -192,3 +200,20 @@ def test_nobody_at_an_address_is_said(site: Path) -> None:
     report = follow(world.config(5), urls=["http://127.0.0.1:1"])
     assert not report.ok
     assert "does not answer" in str(report.difference)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_of_any_form_stop_nothing_but_the_following(site: Path, tmp_path: Path, seed: int) -> None:
+    """Any value in an answer may be of another kind; seeds that change nothing that matters follow to the end."""
+    rng = random.Random(seed)
+    strange: list[Any] = [None, -1, 1.5, "", "0x", "0xzz", "-0x1", "0x" + "f" * 700, [], [[]], {}, True, "\ud800"]
+
+    def mangled(value: Any) -> Any:
+        if rng.random() < 0.02:
+            return rng.choice(strange)
+        if isinstance(value, dict):
+            return {key: mangled(one) for key, one in value.items()}
+        return [mangled(one) for one in value] if isinstance(value, list) else value
+
+    one = asked(site, tmp_path, lambda method, result: mangled(result))
+    assert one.difference is not None or len(one.hashes) <= BLOCKS
