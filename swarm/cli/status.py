@@ -37,7 +37,7 @@ def status(
         return
     seen = asyncio.run(_ask(settings))
     if json_:
-        screen.print_json({**seen, "strength": strength(seen)})
+        screen.print_json({**seen, "strength": None if "external" in seen else strength(seen)})
     else:
         screen.show(view(seen))
 
