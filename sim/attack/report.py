@@ -33,10 +33,12 @@ class Board:
     sites: int
     dishonest: int
     local: float
-    """The mean over seeds and honest sites of a site's own model."""
+    """The mean over seeds and honest sites of a site's own model, and its area under the curve."""
+    local_auc: float
     rules: Sequence[str]
     attacks: Sequence[str]
     accuracy: Mapping[tuple[str, str], float]
+    auc: Mapping[tuple[str, str], float]
     backdoor: Mapping[tuple[str, str], float]
     """How many of the ill are called healthy with the trigger, in per cent."""
     stuck: Mapping[tuple[str, str], int]
@@ -68,9 +70,11 @@ def _board(data: str, sites: int, dishonest: int, group: Played) -> Board:
     return Board(
         data, sites, dishonest,
         local=100 * fmean(one.accuracy for one in alone),
+        local_auc=fmean(one.auc for one in alone),
         rules=list(dict.fromkeys(rule for rule, _ in many)),
         attacks=list(dict.fromkeys(attack for _, attack in many)),
         accuracy={key: 100 * fmean(one.accuracy for one in found) for key, found in many.items()},
+        auc={key: fmean(one.auc for one in found) for key, found in many.items()},
         backdoor={key: 100 * fmean(one.backdoor for one in found) for key, found in many.items()},
         stuck={key: sum(one.stuck for one in found) for key, found in many.items()},
     )  # fmt: skip
@@ -83,10 +87,12 @@ def verdict(board: Board) -> str:
     calm, attack = board.accuracy[DEFAULT, "none"], board.worst(DEFAULT)
     worst = board.accuracy[DEFAULT, attack]
     kept = "within" if calm - worst <= POINTS else "BEYOND"
+    least = min(board.auc[DEFAULT, one] for one in board.attacks)
     beside = "no worse" if worst >= board.local else "WORSE"
     words = [
         f"{board.title}: {DEFAULT} has {calm:.1f} % without an attack and {worst:.1f} % under the worst ({attack}): "
-        f"{calm - worst:.1f} points less, {kept} {POINTS:g}; {beside} than a site alone ({board.local:.1f} %)"
+        f"{calm - worst:.1f} points less, {kept} {POINTS:g}; {beside} than a site alone ({board.local:.1f} %)",
+        f"its AUC is {least:.3f} at least, a site's alone {board.local_auc:.3f}",
     ]
     if "mean" in board.rules:
         ruin = board.worst("mean")
