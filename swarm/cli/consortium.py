@@ -125,6 +125,7 @@ def write_consortium(
     name: str,
     members: Sequence[Place],
     chain_id: int | None = None,
+    endpoint: str | None = None,
     example: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Path]:
@@ -133,6 +134,7 @@ def write_consortium(
     Args:
         folder: absent or empty.
         chain_id: a random one unless given.
+        endpoint: of somebody else's chain, in place of a ledger of the members' own.
         example: a folder with a training program, copied beside the settings.
         progress: told how many of how many keys are written.
     Raises:
@@ -148,7 +150,9 @@ def write_consortium(
     except OSError as error:
         raise StorageError(f"{folder.parent} does not take a new folder: {error}") from error
     try:
-        _fill(draft, name=name, members=members, chain_id=chain_id, example=example, progress=progress)
+        _fill(
+            draft, name=name, members=members, chain_id=chain_id, endpoint=endpoint, example=example, progress=progress
+        )
         draft.chmod(0o755)
         os.replace(draft, folder)
     except OSError as error:
@@ -164,6 +168,7 @@ def _fill(
     name: str,
     members: Sequence[Place],
     chain_id: int | None,
+    endpoint: str | None,
     example: Path | None,
     progress: Callable[[int, int], None],
 ) -> None:
@@ -171,7 +176,8 @@ def _fill(
         leave = shutil.ignore_patterns("__pycache__", "*.pyc", "swarm.toml", "sites", "keys", "state", ".*")
         shutil.copytree(example, folder, ignore=leave, dirs_exist_ok=True, copy_function=shutil.copyfile)
     keys = {place.name: Keys(Identity.generate(), Identity.generate()) for place in members}
-    text = _swarm_toml(name, chain_id if chain_id is not None else secrets.randbelow(2**31 - 1) + 1, members, keys)
+    number = chain_id if chain_id is not None else secrets.randbelow(2**31 - 1) + 1
+    text = _swarm_toml(name, number, members, keys, endpoint)
     (folder / "swarm.toml").write_text(text)
     load_swarm(folder / "swarm.toml")
     for place in members:
@@ -219,7 +225,13 @@ def member_table(place: Place, keys: Keys) -> str:
     )
 
 
-def _swarm_toml(name: str, chain_id: int, members: Sequence[Place], keys: dict[str, Keys]) -> str:
+def _swarm_toml(name: str, chain_id: int, members: Sequence[Place], keys: dict[str, Keys], endpoint: str | None) -> str:
+    ledger = "view_timeout_s = 1.0  # how long a silent proposer is waited for before the next one tries\n"
+    if endpoint is not None:
+        ledger = (
+            f"endpoint = {_text(endpoint)}  # somebody else's chain; `swarm deploy` puts the contracts there\n"
+            "confirmations = 0  # how many blocks stand on one before it counts; 0 where a block is final\n"
+        )
     head = (
         "# What all members agreed. The ledger's first block follows from this file, so every member has the same\n"
         "# content, and a change of it makes another ledger. Members who come later are on the ledger, not here.\n"
@@ -227,8 +239,7 @@ def _swarm_toml(name: str, chain_id: int, members: Sequence[Place], keys: dict[s
         f"name = {_text(name)}\n"
         f"chain_id = {chain_id}\n"
         f"created_ms = {time.time_ns() // 1_000_000}\n\n"
-        "[ledger]\n"
-        "view_timeout_s = 1.0  # how long a silent proposer is waited for before the next one tries\n"
+        f"[ledger]\n{ledger}"
     )
     return "\n".join([head, *(member_table(place, keys[place.name]) for place in members)])
 

@@ -48,9 +48,15 @@ def init(
         int | None,
         typer.Option(min=1, max=2**53 - 1, help="the ledger's number among Ethereum networks (default: random)"),
     ] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="the JSON-RPC of somebody else's chain, in place of a ledger of the members' own"),
+    ] = None,
 ) -> None:
     """Write a new consortium: swarm.toml, every member's settings, keys and passwords, and who gets which file."""
     asked = places_of(members.split(","), base_port=base_port)
+    if endpoint is not None and chain_id is None:
+        raise ConfigError("--endpoint names somebody else's chain: say its number as well, with --chain-id")
     source = _example(example) if example is not None else None
     with key_progress() as progress:
         written = write_consortium(
@@ -58,6 +64,7 @@ def init(
             name=name or folder.absolute().name,
             members=asked,
             chain_id=chain_id,
+            endpoint=endpoint,
             example=source,
             progress=progress,
         )

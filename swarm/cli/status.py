@@ -21,6 +21,7 @@ from swarm.consensus.quorum import quorum
 from swarm.rounds import fault_max
 
 WATCH_S = 0.5
+NOT_SERVED = "not served: a table [rpc] in the site settings, with listen, turns it on"
 PARTS = {"votes": "votes", "leave": "on leave", "standby": "on standby", "follows": "follows"}
 """What a member does for blocks, for people."""
 
@@ -173,7 +174,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
         f"          {stands}\n"
         + "".join(f"          {escape(line)}\n" for line in absences(seen))
-        + f"JSON-RPC  {seen.get('rpc') or 'not served: a table [rpc] in the site settings, with listen, turns it on'}\n"
+        + f"JSON-RPC  {escape(seen.get('rpc') or NOT_SERVED)}\n"
     )
     members = screen.table(
         "member",

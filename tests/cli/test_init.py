@@ -159,3 +159,21 @@ def test_settings_with_a_name_that_needs_quotes_load(tmp_path: Path) -> None:
     name = 'Σ "north" \\ 1'
     write_consortium(tmp_path / "new", name=name, members=places_of(["a"], base_port=0))
     assert load_swarm(tmp_path / "new" / "swarm.toml").name == name
+
+
+def test_a_consortium_on_somebody_elses_chain_names_it(tmp_path: Path) -> None:
+    write_consortium(
+        tmp_path / "new",
+        name="x",
+        members=places_of(["a"], base_port=0),
+        chain_id=7,
+        endpoint="ws://chain.example:8546",
+    )
+    agreed = load_swarm(tmp_path / "new" / "swarm.toml")
+    assert agreed.chain_id == 7
+    assert agreed.external is not None
+    assert (agreed.external.endpoint, agreed.external.consortium) == ("ws://chain.example:8546", None)
+    with pytest.raises(ConfigError, match=r"endpoint is 'ftp://chain\.example'"):
+        write_consortium(
+            tmp_path / "no", name="x", members=places_of(["a"], base_port=0), endpoint="ftp://chain.example"
+        )

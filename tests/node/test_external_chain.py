@@ -62,6 +62,9 @@ def test_four_nodes_train_one_model_on_a_chain_of_somebody_else(tmp_path: Path, 
         assert len(told) == 4
         assert all(len(one["submissions"]) == 4 and not one["replaced"] for one in told)
         assert "somebody else's chain" in hospitals.swarm("status", str(hospitals.sites["west"]))
+        seen = json.loads(hospitals.swarm("status", str(hospitals.sites["west"]), "--json"))
+        assert seen["external"]["answers"]
+        assert "code and founders checked" in hospitals.swarm("deploy", str(hospitals.sites["south"]))
         hospitals.stop()
         verdict = hospitals.swarm("audit", str(hospitals.folder))
         assert verdict.count("4 rounds of 1 runs derived again, 4 merges done again") == 4
