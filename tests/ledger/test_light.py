@@ -246,7 +246,7 @@ def test_two_validators_cannot_recover_by_themselves(tmp_path: Path) -> None:
 # --- speed
 
 
-def fifty(blocks: int) -> tuple[SwarmConfig, list[Sealed], LightFollower]:
+def fifty(blocks: int, *, start_ms: int = 1) -> tuple[SwarmConfig, list[Sealed], LightFollower]:
     """Headers of a consortium of fifty validators, each with a quorum of 34 real seals."""
     keys = [Identity(keccak256(bytes([one]))) for one in range(50)]
     config = world.config()
@@ -260,7 +260,7 @@ def fifty(blocks: int) -> tuple[SwarmConfig, list[Sealed], LightFollower]:
     chain, parent = [], genesis
     for number in range(1, blocks + 1):
         header = replace(
-            parent, parent_hash=parent.hash, number=number, timestamp_ms=parent.timestamp_ms + 1,
+            parent, parent_hash=parent.hash, number=number, timestamp_ms=parent.timestamp_ms + start_ms,
             coinbase=keys[0].address, bloom=bytes(256),
         )  # fmt: skip
         seals = world.certificate(header.hash, number, signers=tuple(keys[: quorum(50)]))
@@ -270,23 +270,24 @@ def fifty(blocks: int) -> tuple[SwarmConfig, list[Sealed], LightFollower]:
 
 
 def test_a_block_of_fifty_validators_costs_little_more_than_its_34_signatures() -> None:
-    """About 1.1 ms on the machine where a recovery costs 33 µs; both are measured here, in CPU time."""
-    _, chain, light = fifty(20)
-
-    def recovering() -> float:
+    """Both are measured here, in CPU time, each over signatures that nobody has recovered before."""
+    took, plain = [], []
+    for attempt in range(3):
+        _, chain, light = fifty(20, start_ms=1 + attempt)
         began_s = time.process_time()
         for block in chain:
+            light.follow(block)
+        took.append(time.process_time() - began_s)
+        assert light.head.number == 20
+        _, others, _ = fifty(20, start_ms=100 + attempt)
+        began_s = time.process_time()
+        for block in others:
             for seal in block.certificate.seals:
                 recover(_sealed_digest(block), seal)
-        return time.process_time() - began_s
-
-    plain_s = min(recovering() for _ in range(3))
-    began_s = time.process_time()
-    for block in chain:
-        light.follow(block)
-    took_s = time.process_time() - began_s
-    assert light.head.number == 20
-    assert took_s < 1.7 * plain_s, f"{1000 * took_s / 20:.2f} ms a block, its signatures {1000 * plain_s / 20:.2f} ms"
+        plain.append(time.process_time() - began_s)
+    told = f"{1000 * min(took) / 20:.2f} ms a block, its signatures {1000 * min(plain) / 20:.2f} ms"
+    assert min(plain) > 20 * 34 * 5e-6, f"that is too fast for 34 recoveries: {told}"
+    assert min(took) < 1.5 * min(plain), told
 
 
 def _sealed_digest(block: Sealed) -> Digest:
