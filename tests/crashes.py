@@ -80,12 +80,14 @@ def main(
     seed: Annotated[int, typer.Option(help="of the first story")] = 0,
 ) -> None:
     """Kill and cut, and say what was found."""
-    works: list[Callable[[], str]] = [
-        lambda: cut_power(cuts, seed),
-        lambda: crash_stores(stores, stores, seed),
-        lambda: kill_nodes(kills, seed),
+    works: list[tuple[int, Callable[[], str]]] = [
+        (cuts, lambda: cut_power(cuts, seed)),
+        (stores, lambda: crash_stores(stores, stores, seed)),
+        (kills, lambda: kill_nodes(kills, seed)),
     ]
-    for work in works:
+    for wanted, work in works:
+        if not wanted:
+            continue
         start_s = time.monotonic()
         try:
             print(f"{work()}; {time.monotonic() - start_s:.0f} s", flush=True)

@@ -205,7 +205,7 @@ class Connection:
 
     def close(self) -> None:
         with contextlib.suppress(PowerCut):  # sqlite3 does not speak of a last checkpoint that fails either
-            self._file.close()
+            self._file.close(True)
 
     def __enter__(self) -> Connection:
         return self
