@@ -17,8 +17,8 @@ from sim.attack import __main__ as command
 from sim.attack.attacks import ATTACKS, Attack
 from sim.attack.game import Table, order_of, play
 from sim.attack.grid import Cell, cells_of, liars, play_all, played, task_of
-from sim.attack.report import boards, markdown, verdict
-from sim.attack.rules import RULES, policy_of
+from sim.attack.report import POINTS, Board, boards, markdown, verdict
+from sim.attack.rules import DEFAULT, RULES, policy_of
 from sim.attack.tasks import HEART_PARTS, Rows, heart, order, placed
 from swarm.errors import ConfigError
 from swarm.merge import Schema, Tensor, merge, write_file
@@ -258,3 +258,31 @@ def test_the_verdict_says_when_the_default_falls() -> None:
     assert "| noise | 71.0 |" in markdown([board])
     (board,) = boards([given[0], given[1], (given[2][0], replace(outcome, accuracy=0.69))])
     assert "WORSE than a site alone" in verdict(board)
+
+
+# --- what the default promises
+
+
+def board_of(tmp_path: Path, sites: int, dishonest: int, seeds: int) -> Board:
+    cells = cells_of([("heart", sites, dishonest)], ["mean", DEFAULT], list(ATTACKS), range(seeds), None)
+    (board,) = boards(play_all(cells, tmp_path, 1, lambda _: None))
+    return board
+
+
+def holds(board: Board) -> None:
+    calm, worst = board.accuracy[DEFAULT, "none"], board.accuracy[DEFAULT, board.worst(DEFAULT)]
+    assert calm - worst <= POINTS, verdict(board)
+    assert worst >= board.local, verdict(board)
+    assert board.accuracy["mean", "flip_10"] < 40, "the plain mean collapses"
+
+
+def test_one_of_five_hospitals_takes_few_points_from_the_default(tmp_path: Path) -> None:
+    holds(board_of(tmp_path, sites=5, dishonest=1, seeds=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sites", "dishonest"), [(5, 1), (10, 2)])
+def test_the_default_bears_one_of_five_and_two_of_ten_over_ten_seeds(
+    sites: int, dishonest: int, tmp_path: Path
+) -> None:
+    holds(board_of(tmp_path, sites, dishonest, seeds=10))
