@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of so many chunks one is looked at again to compare directions: an eighth of the reading, none for small models.
-COMPARED_EVERY = 8
+# Of so many chunks the first is read again to compare directions; small models have no other.
+COMPARED_EVERY = 16
 # Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993: beyond it a value stands out.
 SCORE_MAX = 3.5
 # Lengths that differ by less than a tenth are alike, however alike the others are.
@@ -29,7 +29,7 @@ class UpdateReport:
     kept: float = 1.0
     """How much of it counted besides its weight: below 1 where it was longer than the bound, 0 where left out."""
     cosine: float = 0.0
-    """Of the angle to the merged update, on the float coordinates of every eighth chunk."""
+    """Of the angle to the merged update, on the float coordinates of every sixteenth chunk."""
 
 
 def standing_out(reports: Sequence[UpdateReport]) -> dict[int, str]:
