@@ -437,7 +437,7 @@ class Simulation:
                         raise BrokenError(f"{short(member.address)} decided without a certificate: {error}") from error
                     self._append(member, payload, certificate, "decides")
                 case Accuse(member=accused, contradiction=found):
-                    if accused not in self.traitors or found.signer(recover) != accused:
+                    if self._watch_votes and (accused not in self.traitors or found.signer(recover) != accused):
                         raise BrokenError(f"{short(member.address)} accuses {short(accused)}, which is honest")
                     self.accusations += 1
                 case Help(member=laggard, height=height):
