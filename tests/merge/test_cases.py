@@ -39,7 +39,7 @@ def compare(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: range) -> None
 
 
 def test_order_threads_and_split_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(tmp_path, monkeypatch, range(100))
+    compare(tmp_path, monkeypatch, range(60))
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def test_its_state_is_part_of_the_checkpoint_and_its_digest(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("threads", "block"), [(1, 1 << 17), (2, 97), (5, 1000)])
+@pytest.mark.parametrize(("threads", "block"), [(1, 1 << 17), (2, 9973), (5, 20_000)])
 def test_threads_blocks_order_and_assigned_chunks_change_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, threads: int, block: int
 ) -> None:
