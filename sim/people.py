@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 
 from sim.site import PAUSE_S, Site
@@ -17,6 +17,10 @@ from swarm.config import MemberConfig, Policy
 from swarm.errors import RejectedError, UnavailableError
 from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import Call
+from swarm.ledger.ledger import Ledger
+from swarm.ledger.recovery import Manifest, Recovery
+from swarm.node.embedded import EmbeddedChain
+from swarm.node.node import Node
 from swarm.rounds import RunState
 
 RUN = 1
@@ -24,6 +28,12 @@ PATIENCE_S = 20.0
 """How long a person waits for a transaction before looking again."""
 TRIES = 40
 """What the ledger may refuse for good is tried so often; consent until it is there."""
+
+
+def ledger_of(node: Node) -> Ledger:
+    """The ledger on a simulated node's disk."""
+    assert isinstance(node.chain, EmbeddedChain)
+    return node.chain.ledger
 
 
 class People:
@@ -72,6 +82,42 @@ class People:
         await site.start()
         self._story.say(f"{site.name} is back from leave")
         await self._insist(site, Contracts.resume, partial(standing, wanted=True), tries=TRIES)
+
+    async def recover(self, lost: Collection[Site], created_ms: int) -> None:
+        """Two thirds of the operators replace validators that are gone for good by those that are not."""
+        left = [site for site in self._sites if site not in lost]
+        ledgers = [ledger_of(await site.up()) for site in left]
+        while len({ledger.head.hash for ledger in ledgers}) > 1:
+            await asyncio.sleep(PAUSE_S)  # who is behind catches up first: what is signed is the last block of all
+            ledgers = [ledger_of(await site.up()) for site in left]
+        head = ledgers[0].head
+        recovery = Recovery(
+            Manifest(
+                chain_id=ledgers[0].chain_id,
+                genesis=ledgers[0].genesis_hash,
+                height=head.number,
+                head=head.hash,
+                validators=tuple(sorted(site.identity.address for site in left)),
+                reason=f"{', '.join(site.name for site in lost)} burned down",
+                created_ms=created_ms,
+            )
+        )
+        for site in self._sites:
+            recovery = recovery.signed_by(site.operator)
+        self._story.say(f"operators sign that {', '.join(site.name for site in left)} go on after block {head.number}")
+        await asyncio.gather(*(self._import(site, recovery) for site in left))
+
+    async def _import(self, site: Site, recovery: Recovery) -> None:
+        while True:
+            chain = (await site.up()).chain
+            assert isinstance(chain, EmbeddedChain)
+            try:
+                chain.agreement.recover(recovery)
+                return
+            except RejectedError:
+                if chain.height > recovery.manifest.height:
+                    return  # the others decided it meanwhile
+                await asyncio.sleep(PAUSE_S)
 
     async def admit(self, site: Site, record: MemberConfig) -> None:
         """A new member: nominated by one operator, approved by the others; then its node starts from nothing."""

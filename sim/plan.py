@@ -39,6 +39,13 @@ class Plan:
     """Members that are killed in the middle of a round and never come back: at most what the swarm tolerates."""
     leaves: int = 0
     """Validators that stand down, are off for a while, and resume; one after the other."""
+    lost: int = 0
+    """Validators that are gone for good at once, more than the swarm tolerates: the operators replace them by the
+    members that are left. In the end the lost machines turn up again."""
+    absent: int = 0
+    """1: a validator is off until the others put it on standby, and comes back."""
+    standby_s: float = 604_800.0
+    """How long a validator is silent before the others put it on standby."""
     newcomers: int = 0
     """1: a new member is admitted in the middle, starts from nothing and joins the run."""
     liar: str = ""
@@ -71,6 +78,14 @@ class Plan:
             raise ValueError(
                 f"{self.members} members tolerate {fault_max(self.members)} that fail for good, not {faulty}"
             )
+        if self.lost and (self.liar or self.gone or self.power_cuts or self.blackouts or self.absent or self.leaves):
+            raise ValueError(
+                "where validators are lost, nobody lies, leaves, or loses blocks: operators vouch for that"
+            )
+        if self.lost > self.members - max(self.policy.submissions_min, 1):
+            raise ValueError(f"of {self.members} members {self.lost} are lost: the others are too few for a round")
+        if self.absent not in (0, 1) or (self.absent and self.members - self.followers < 5):
+            raise ValueError("one validator is absent at most, of five or more")
         if not 1 <= self.members <= 64 or self.rounds < 1:
             raise ValueError("a run has 1 to 64 members and at least one round")
 

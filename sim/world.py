@@ -21,7 +21,7 @@ from typing import Any
 from sim.adversaries import behaviour
 from sim.loop import StuckError, VirtualLoop
 from sim.observer import Observer, Violation
-from sim.people import People
+from sim.people import People, ledger_of
 from sim.plan import Plan
 from sim.site import Site
 from sim.story import Story
@@ -38,6 +38,10 @@ from swarm.net.memory import MemoryNetwork
 
 CREATED_MS = 1_700_000_000_000
 LEAVE_S = 60.0
+DISK_S = 5.0
+RECOVERED_S = 120.0
+STANDBY_S = 240.0
+"""What the reports, a lost one's repetition, and the block that counts them may take."""
 CATCH_UP_S = 40.0
 """A request for blocks that was lost in the last trouble is given up after 30 seconds."""
 
@@ -103,7 +107,7 @@ class Founding:
 
 
 @lru_cache(maxsize=64)
-def _founding(members: int, followers: int) -> Founding:
+def _founding(members: int, followers: int, standby_s: float) -> Founding:
     """The same for all seeds, whose runs elect other leaders anyway."""
     keys = tuple(
         (Identity(sha256(b"simulated node %d" % i)), Identity(sha256(b"simulated operator %d" % i)))
@@ -119,7 +123,13 @@ def _founding(members: int, followers: int) -> Founding:
         )
         for i, (node, operator) in enumerate(keys)
     )
-    config = SwarmConfig(name="simulated", chain_id=1337, created_ms=CREATED_MS, members=records[:members])
+    config = SwarmConfig(
+        name="simulated",
+        chain_id=1337,
+        created_ms=CREATED_MS,
+        members=records[:members],
+        standby_after_s=standby_s,
+    )
     return Founding(keys, records, config, Genesis.of(config))
 
 
@@ -136,9 +146,10 @@ class World:
         self._tasks: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = loop.create_future()
         self._calm_s = 0.0
+        self._lost: list[Site] = []
         self._began_s = time.process_time()
         network = MemoryNetwork(notice_s=5.0)
-        founding = _founding(plan.members, plan.followers)
+        founding = _founding(plan.members, plan.followers, plan.standby_s)
         executions, skews = ExecutionCache(), plan.rng("skew")
         for i, record in enumerate(founding.records[: plan.members + plan.newcomers]):
             identity, operator = founding.keys[i]
@@ -240,6 +251,7 @@ class World:
             for site, trainer in zip(self.sites, trainers, strict=True)
         }
         leaves = self._start(self._leaves())
+        absences = [self._start(self._losses()), self._start(self._absences())]
         raging = self._start(self.troubles.rage())
         calm_s = math.inf
         while waited := [t for s in self.sites if not (t := training[s.name]).done() and not (s.dishonest or s.gone)]:
@@ -261,6 +273,10 @@ class World:
         self.troubles.stop()
         await raging
         await self._all_back(leaves)
+        await asyncio.gather(*absences)
+        for site in self._lost:
+            self.story.say(f"the machine of {site.name} turns up again")
+            await site.start()
         await self._catch_up()
         self._compare(trainers)
 
@@ -307,6 +323,64 @@ class World:
             await asyncio.sleep(chance.uniform(0.0, self.plan.trouble_s / 3))
             if not site.gone:
                 await self.people.leave(site, chance.uniform(1.0, 10.0))
+
+    async def _losses(self) -> None:
+        """More validators than the swarm tolerates are gone for good, and the operators replace them."""
+        if not self.plan.lost:
+            return
+        chance = self.plan.rng("losses")
+        await asyncio.sleep(chance.uniform(0.0, self.plan.trouble_s / 2))
+        validators = self.founders[self.plan.followers :]
+        self._lost = chance.sample(validators, self.plan.lost)
+        for site in self._lost:
+            site.gone = True
+            self.story.say(f"{site.name} is lost for good")
+            await site.kill()
+        left = [site for site in self.founders if site not in self._lost]
+        while max([ledger_of(await site.up()).head.number for site in left]) < self.observer.height:
+            await self._read_disks()
+        height = self.observer.height
+        await self.people.recover(self._lost, CREATED_MS + int(1000 * self._loop.time()))
+        until_s = self._loop.time() + RECOVERED_S
+        while self.observer.height == height:
+            if self._loop.time() > until_s:
+                raise Violation(f"nobody records the recovery within {RECOVERED_S:g} s")
+            await asyncio.sleep(1.0)
+
+    async def _read_disks(self) -> None:
+        """A block that only lost machines have decided: their disks are read before anybody signs that it is not."""
+        for site in self._lost:
+            await site.start()
+        self.story.say("the disks of the lost machines are read once more")
+        await asyncio.sleep(DISK_S)
+        for site in self._lost:
+            await site.kill()
+
+    async def _absences(self) -> None:
+        """A validator is off for long: the others put it on standby, and it comes back without anybody's help."""
+        if not self.plan.absent:
+            return
+        chance = self.plan.rng("absence")
+        await asyncio.sleep(chance.uniform(0.0, self.plan.trouble_s / 2))
+        site = chance.choice([one for one in self.founders[self.plan.followers :] if not one.dishonest])
+        self.story.say(f"{site.name} is off for long")
+        site.gone = True  # for the troubles: nobody starts it
+        await site.kill()
+        await self._until(site, voting=False, within_s=2 * self.plan.standby_s + STANDBY_S)
+        self.story.say(f"{site.name} is on standby")
+        site.gone = False
+        await site.start()
+        await self._until(site, voting=True, within_s=STANDBY_S)
+        self.story.say(f"{site.name} votes again")
+
+    async def _until(self, site: Site, *, voting: bool, within_s: float) -> None:
+        until_s = self._loop.time() + within_s
+        while self._loop.time() < until_s:
+            ledgers = [ledger_of(one.node) for one in self.founders if one.node is not None and one is not site]
+            if ledgers and all((site.identity.address in ledger.validators()) is voting for ledger in ledgers):
+                return
+            await asyncio.sleep(1.0)
+        raise Violation(f"{site.name} {'is not back from' if voting else 'is not on'} standby within {within_s:g} s")
 
     async def _newcomer(self, site: Site, trainer: Trainer) -> None:
         await asyncio.sleep(self.plan.rng("newcomer").uniform(0.0, self.plan.trouble_s / 2))
