@@ -34,6 +34,7 @@ RULES: dict[str, Callable[[Vectors, int, float, int], Any]] = {
     "norm_bounded_mean of the median": lambda x, f, length, steps: byzfl.Average()(clipped_to_the_median(x)),
     "centered_clipping": lambda x, f, length, steps: byzfl.CenteredClipping(L=steps, tau=length)(x),
     "geometric_median": lambda x, f, length, steps: byzfl.GeometricMedian(nu=1e-12, T=200)(x),
+    "geometric_median halfway": lambda x, f, length, steps: byzfl.GeometricMedian(nu=1e-12, T=60)(x),
     "coordinate_median": lambda x, f, length, steps: byzfl.Median()(x),
     "trimmed_mean": lambda x, f, length, steps: byzfl.TrMean(f=f)(x),
     "multi_krum": lambda x, f, length, steps: byzfl.MultiKrum(f=f)(x),

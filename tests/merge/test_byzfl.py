@@ -97,9 +97,9 @@ def is_tie(name: str, rows: Values, faults: int) -> bool:
     return False
 
 
-def converges(rows: Values) -> bool:
-    """Whether Weiszfeld's iteration is near its end after 100 steps: not where two updates are the median together."""
-    return len({row.tobytes() for row in rows}) == len(rows)
+def converges(halfway: Values, end: Values) -> bool:
+    """Whether ByzFL's own iteration is near its end: from another start, ours is too. In few dimensions it is slow."""
+    return bool(np.abs(halfway - end).max() * 2**16 < 0.25)
 
 
 def compare(folder: Path, count: int, seed: int) -> dict[str, int]:
@@ -109,9 +109,10 @@ def compare(folder: Path, count: int, seed: int) -> dict[str, int]:
     theirs = of_byzfl(folder, cases)
     compared = dict.fromkeys(RULES, 0)
     for place, (rows, (faults, length, iterations)) in enumerate(cases):
+        halfway = theirs[f"geometric_median halfway.{place}"]
         for name in RULES:
             expected = theirs[f"{name}.{place}"]
-            if is_tie(name, rows, faults) or (name == "geometric_median" and not converges(rows)):
+            if is_tie(name, rows, faults) or (name == "geometric_median" and not converges(halfway, expected)):
                 continue
             rule = rule_of(name, faults, length, iterations, **EXACT)
             distance = np.abs(ours(folder, rows, rule) - expected).max() * 2**16
