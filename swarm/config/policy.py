@@ -1,0 +1,236 @@
+"""A run's policy: what its members agreed on, and which combinations can work."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from swarm.config.toml import MEMBERS_MAX, only, read, table_of
+from swarm.errors import ConfigError
+
+# Every merge that can be named, with the settings that it alone takes. Those of the second half bear false members.
+MERGE_RULES: Mapping[str, tuple[str, ...]] = {
+    "mean": (),
+    "sum": (),
+    "norm_bounded_mean": ("bound", "radius"),
+    "centered_clipping": ("bound", "radius", "iterations"),
+    "geometric_median": ("iterations",),
+    "coordinate_median": (),
+    "trimmed_mean": ("faults",),
+    "multi_krum": ("faults",),
+    "nearest_neighbor_mixing": ("faults",),
+}
+# The others look at whole updates before they merge one coordinate.
+CHUNK_RULES = ("mean", "sum", "coordinate_median", "trimmed_mean")
+WEIGHT_RULES = ("samples", "equal")
+BOUND_RULES = ("median", "length")
+# They rank updates or values, and one member is one voice.
+EQUAL_ONLY = ("sum", "coordinate_median", "trimmed_mean", "multi_krum", "nearest_neighbor_mixing")
+# What may act on the merged update, with the settings that it takes.
+SERVER_RULES: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "fedavgm": ("server_rate", "server_momentum"),
+    "nesterov": ("server_rate", "server_momentum"),
+    "fedadagrad": ("server_rate", "server_momentum", "server_floor"),
+    "fedadam": ("server_rate", "server_momentum", "server_decay", "server_floor"),
+    "fedyogi": ("server_rate", "server_momentum", "server_decay", "server_floor"),
+}
+# A policy has some 700 bytes; what a stranger calls one is not parsed beyond this.
+POLICY_BYTES_MAX = 1 << 14
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the members of a run agree on; its digest is on the ledger and its bytes are an object."""
+
+    name: str
+    rounds: int
+    sync_interval: int
+    """Local batches between two rounds."""
+    merge: str = "norm_bounded_mean"
+    weights: str = "samples"
+    range: float = 8.0
+    """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
+    weight_max: int = 1_000_000
+    """The ledger refuses a submission of more samples."""
+    weight_ratio_max: float = 1.0
+    """No member counts for more than this many times the round's median weight."""
+    submissions_min: int = 2
+    submit_s: float = 30.0
+    merge_s: float = 5.0
+    attest_s: float = 5.0
+    verify_all_members: int = 7
+    """Where no more submitted than this, everybody merges everything again."""
+    verify_all_bytes: int = 64 << 20
+    """Where the checkpoint is no larger than this, too. Beyond both, each merges the parts it was assigned."""
+    step_bits: int = 32
+    """An update's fixed point has the step 2**-step_bits."""
+    faults: int = 0
+    """How many members `trimmed_mean`, `multi_krum` and `nearest_neighbor_mixing` bear, whatever they send."""
+    bound: str = "median"
+    """What `radius` counts in: the median length of the round's updates, or 1 (`length`)."""
+    radius: float = 1.0
+    """How long an update may be (`norm_bounded_mean`), or how far one may pull at once (`centered_clipping`)."""
+    iterations: int = 5
+    """How often `centered_clipping` and `geometric_median` move their point."""
+    server: str = "none"
+    """What acts on the merged update: an optimizer whose state is part of the checkpoint."""
+    server_rate: float = 1.0
+    """The optimizer's learning rate."""
+    server_momentum: float = 0.9
+    """How much of the last step stays in the next one."""
+    server_decay: float = 0.99
+    """How much of the last mean square stays in the next one (`fedadam`, `fedyogi`)."""
+    server_floor: float = 0.001
+    """What is added to the root of the mean square: how adaptive the adaptive ones are."""
+    alarm_metric: str = ""
+    """Of the metrics that members submit, one whose fall raises an alarm; greater is better. None if empty."""
+    alarm_fall: float = 0.05
+    """By how much it has to fall at half of the members, from one round to the next."""
+
+    @property
+    def by_chunks(self) -> bool:
+        """Whether one chunk of the merge takes the same chunk of its inputs and nothing else."""
+        return self.merge in CHUNK_RULES and self.server == "none"
+
+    def encode(self) -> bytes:
+        """Canonical bytes: JSON, keys sorted, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Policy:
+        """The policy in canonical bytes.
+
+        Raises:
+            ConfigError: not a policy, or one that cannot work.
+        """
+        if len(data) > POLICY_BYTES_MAX:
+            raise ConfigError(f"not a policy: {len(data)} bytes, at most {POLICY_BYTES_MAX} are read")
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"not a policy: {error}") from error
+        policy = _policy(document, "policy")
+        if policy.encode() != data:
+            raise ConfigError("the policy is not in its canonical form")
+        return policy
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy in a TOML file with one table `[run]`."""
+    document = read(path)
+    only(document, {"run"}, path)
+    return _policy(table_of(document, "run", path), str(path))
+
+
+def _policy(document: object, where: str) -> Policy:
+    if not isinstance(document, dict):
+        raise ConfigError(f"{where}: a policy is a table of settings")
+    kinds = {field.name: field.type for field in fields(Policy)}
+    unknown = sorted(set(document) - set(kinds))
+    if unknown:
+        raise ConfigError(f"{where}: {unknown[0]!r} is no setting of a run; there are {', '.join(sorted(kinds))}")
+    values: dict[str, Any] = {}
+    for key, value in document.items():
+        kind = kinds[key]
+        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value).__name__ != kind:
+            raise ConfigError(f"{where}: {key} is a {kind}, found {value!r}")
+        values[key] = value
+    missing = [field.name for field in fields(Policy) if field.default is MISSING and field.name not in values]
+    if missing:
+        raise ConfigError(f"{where}: {missing[0]!r} is missing")
+    policy = Policy(**values)
+    _check_policy(policy, where)
+    return policy
+
+
+def _check_policy(policy: Policy, where: str) -> None:
+    def need(holds: bool, key: str, wanted: str) -> None:
+        if not holds:
+            raise ConfigError(f"{where}: {key} = {getattr(policy, key)!r}, but it has to be {wanted}")
+
+    need(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", policy.name) is not None, "name", "1 to 64 plain characters")
+    need(1 <= policy.rounds <= 1_000_000, "rounds", "1 to 1000000")
+    need(1 <= policy.sync_interval <= 1_000_000_000, "sync_interval", "1 to 1000000000 batches")
+    need(policy.merge in MERGE_RULES, "merge", f"one of {', '.join(MERGE_RULES)}")
+    need(policy.weights in WEIGHT_RULES, "weights", f"one of {', '.join(WEIGHT_RULES)}")
+    need(policy.bound in BOUND_RULES, "bound", f"one of {', '.join(BOUND_RULES)}")
+    need(policy.server in SERVER_RULES, "server", f"one of {', '.join(SERVER_RULES)}")
+    need(
+        policy.merge not in EQUAL_ONLY or policy.weights == "equal",
+        "weights",
+        f"'equal' where merge = {policy.merge!r}",
+    )
+    need(8 <= policy.step_bits <= 40, "step_bits", "8 to 40")
+    need(0 < policy.range < 2**40, "range", "above 0 and below 2**40")
+    steps = policy.range * 2**policy.step_bits
+    need(1 <= steps < 2**51, "range", f"1 to 2**51 steps of 2**-{policy.step_bits}")
+    need(1 <= policy.weight_max < 2**40, "weight_max", "1 to 2**40 samples")
+    need(1 <= policy.weight_ratio_max < 2**40, "weight_ratio_max", "1 to 2**40")
+    need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
+    need(0 <= policy.verify_all_members <= MEMBERS_MAX, "verify_all_members", f"0 to {MEMBERS_MAX}")
+    need(0 <= policy.verify_all_bytes < 2**48, "verify_all_bytes", "0 to 2**48 bytes")
+    _check_merge(policy, need)
+    _check_server(policy, need)
+    _check_alarm(policy, need)
+    for key in ("submit_s", "merge_s", "attest_s"):
+        need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
+    weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
+    if weight_sum * policy.range * 2**policy.step_bits >= 2**63:
+        raise ConfigError(
+            f"{where}: {MEMBERS_MAX} members x weight_max x range x 2**step_bits passes 2**63, so a sum could "
+            "overflow; lower weight_max, range or step_bits"
+        )
+
+
+def _check_merge(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What one rule asks of its own settings; those of other rules stay as they are, or they would look obeyed."""
+    taken = MERGE_RULES[policy.merge]
+    for key in ("faults", "bound", "radius", "iterations"):
+        if key not in taken:
+            wanted = getattr(Policy, key)
+            need(getattr(policy, key) == wanted, key, f"left out ({wanted}): merge = {policy.merge!r} takes no {key}")
+    if "faults" in taken:
+        bears = (policy.submissions_min - (3 if policy.merge == "multi_krum" else 1)) // 2
+        need(policy.faults >= 1, "faults", f"1 or more where merge = {policy.merge!r}")
+        need(
+            policy.faults <= bears,
+            "faults",
+            f"at most {max(bears, 0)}: submissions_min = {policy.submissions_min} updates bear no more "
+            f"where merge = {policy.merge!r}",
+        )
+    need(1 <= policy.iterations <= 100, "iterations", "1 to 100")
+    need(2.0**-policy.step_bits <= policy.radius < 2**40, "radius", f"2**-{policy.step_bits} to 2**40")
+    if policy.merge in ("norm_bounded_mean", "centered_clipping", "geometric_median", "nearest_neighbor_mixing"):
+        need(
+            policy.range * 2**policy.step_bits < 2**42,
+            "range",
+            f"below 2**42 steps of 2**-{policy.step_bits} where merge = {policy.merge!r}",
+        )
+
+
+def _check_server(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What the optimizer on the merged update asks of its settings."""
+    taken = SERVER_RULES[policy.server]
+    need(policy.server == "none" or policy.merge != "sum", "server", "'none' where merge = 'sum': no step is agreed on")
+    for key in SERVER_RULES["fedadam"]:
+        if key not in taken:
+            wanted = getattr(Policy, key)
+            need(getattr(policy, key) == wanted, key, f"left out ({wanted}): server = {policy.server!r} takes no {key}")
+    need(0 < policy.server_rate <= 1000, "server_rate", "above 0, at most 1000")
+    need(0 <= policy.server_momentum < 1, "server_momentum", "0 or more and below 1")
+    need(0 <= policy.server_decay < 1, "server_decay", "0 or more and below 1")
+    need(1e-12 <= policy.server_floor <= 1, "server_floor", "1e-12 to 1")
+
+
+def _check_alarm(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    need(len(policy.alarm_metric.encode()) <= 64, "alarm_metric", "a metric's name, at most 64 bytes")
+    need(0 < policy.alarm_fall < 2**40, "alarm_fall", "above 0")
+    unset = policy.alarm_fall == Policy.alarm_fall
+    need(unset or bool(policy.alarm_metric), "alarm_fall", f"left out ({Policy.alarm_fall}) without an alarm_metric")

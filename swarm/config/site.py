@@ -1,0 +1,219 @@
+"""`sites/NAME.toml`: what one site decided for its own node."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from swarm.config.consortium import MemberConfig, SwarmConfig, check_url
+from swarm.config.toml import only, read, table_of, value_of, whole
+from swarm.encoding import sha256
+from swarm.errors import ConfigError
+from swarm.identity import Identity, checksum, load_keystore
+
+
+@dataclass(frozen=True)
+class RpcConfig:
+    """`[rpc]` of a site's settings: where the ledger is read as JSON-RPC (HTTP and WebSocket), and how much of it."""
+
+    host: str
+    """An IP address of this machine."""
+    port: int
+    """0 takes a free one at each start."""
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may call this node, besides its IP addresses and `localhost`."""
+    origins: tuple[str, ...] = ()
+    """Web pages' origins, as in `https://explorer.example`, whose scripts may read answers."""
+    body_max_bytes: int = 1 << 20
+    batch_max: int = 100
+    requests_s: int = 200
+    """What one client gets; an answer counts as one request for each 2 ms that it takes, at least as one."""
+    connections_max: int = 100
+    subscriptions_max: int = 32
+    """Of one WebSocket."""
+    log_blocks_max: int = 10_000
+    logs_max: int = 2_000
+    call_gas: int = 10_000_000
+
+
+@dataclass(frozen=True)
+class SiteConfig:
+    """`sites/NAME.toml`: what one site decided, with every path made absolute."""
+
+    path: Path
+    name: str
+    swarm: Path
+    keystore: Path
+    password_file: Path | None
+    operator_keystore: Path | None
+    operator_password_file: Path | None
+    folder: Path
+    """Where the node keeps its ledger, votes and objects, and where its socket is."""
+    listen: str
+    """A multiaddr to listen on, `/ip4/127.0.0.1/tcp/4101`."""
+    store_max_bytes: int = 20_000_000_000
+    max_upload_bytes_s: float | None = None
+    """The most that this site sends in a second, over all members; None: as fast as it goes."""
+    leads: bool = True
+    archive: bool = False
+    """Keep the ledger's state after every block, not only after the last ones."""
+    rpc: RpcConfig | None = None
+    """None: the ledger is read on this machine only, through the node's socket."""
+    endpoint: str | None = None
+    """This site's own way to somebody else's chain, in place of the one in `swarm.toml`; None: that one."""
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket on which a training process and the command line reach the node.
+
+        A socket's path has at most 107 bytes on Linux: a deep folder gets a short name in the runtime directory.
+        """
+        plain = self.folder / "node.sock"
+        if len(os.fsencode(plain)) <= 100:
+            return plain
+        runtime = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
+        return runtime / f"swarm-{os.getuid()}-{sha256(os.fsencode(plain)).hex()[:16]}.sock"
+
+    def identity(self) -> Identity:
+        """The node's key, unlocked."""
+        return load_keystore(self.keystore, _password(self.password_file, "SWARM_PASSWORD", self.path))
+
+    def operator(self) -> Identity:
+        """The operator's key, unlocked: a person's, for votes and consent."""
+        if self.operator_keystore is None:
+            raise ConfigError(f"{self.path}: votes are signed by the operator; name `operator_keystore` here")
+        password = _password(self.operator_password_file, "SWARM_OPERATOR_PASSWORD", self.path)
+        return load_keystore(self.operator_keystore, password)
+
+
+def load_site(path: Path) -> SiteConfig:
+    """What one site decided; relative paths start at the folder of the file.
+
+    Raises:
+        ConfigError: names the file, the key, what was found and what is possible.
+    """
+    path = path.resolve()
+    document = read(path)
+    only(document, {"site", "rpc"}, path)
+    site = table_of(document, "site", path)
+    possible = {
+        "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
+        "folder", "listen", "store_max_bytes", "max_upload", "leads", "archive", "endpoint",
+    }  # fmt: skip
+    only(site, possible, path)
+
+    def place(key: str, default: str | None = None) -> Path:
+        relative: str = value_of(site, key, str, path, default)
+        if "\0" in relative:
+            raise ConfigError(f"{path}: {key} = {relative!r}, but a path has no zero byte")
+        return (path.parent / relative).resolve()
+
+    def place_or_none(key: str) -> Path | None:
+        return place(key) if key in site else None
+
+    if "endpoint" in site:
+        check_url(value_of(site, "endpoint", str, path), f"{path}: endpoint")
+    return SiteConfig(
+        path=path,
+        name=value_of(site, "name", str, path),
+        swarm=place("swarm", "../swarm.toml"),
+        keystore=place("keystore"),
+        password_file=place_or_none("password_file"),
+        operator_keystore=place_or_none("operator_keystore"),
+        operator_password_file=place_or_none("operator_password_file"),
+        folder=place("folder"),
+        listen=value_of(site, "listen", str, path),
+        store_max_bytes=whole(site, "store_max_bytes", path, 1 << 20, 1 << 60, SiteConfig.store_max_bytes),
+        max_upload_bytes_s=_speed(site, "max_upload", path),
+        leads=value_of(site, "leads", bool, path, True),
+        archive=value_of(site, "archive", bool, path, False),
+        rpc=_rpc(table_of(document, "rpc", path), path) if "rpc" in document else None,
+        endpoint=site.get("endpoint"),
+    )
+
+
+# Each number of [rpc]: the least and the most that a node can live with.
+_RPC_NUMBERS = {
+    "body_max_bytes": (1 << 10, 1 << 26),
+    "batch_max": (1, 10_000),
+    "requests_s": (1, 1_000_000),
+    "connections_max": (1, 10_000),
+    "subscriptions_max": (1, 10_000),
+    "log_blocks_max": (1, 1_000_000),
+    "logs_max": (1, 100_000),
+    "call_gas": (100_000, 30_000_000),
+}
+
+
+def _rpc(table: Mapping[str, Any], path: Path) -> RpcConfig:
+    only(table, {"listen", "hosts", "origins", *_RPC_NUMBERS}, path)
+    listen = value_of(table, "listen", str, path)
+    host, _, port = listen.rpartition(":")
+    try:
+        address = str(ip_address(host.removeprefix("[").removesuffix("]")))
+        number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 1 << 16
+    except ValueError:
+        number = 1 << 16
+    if number >= 1 << 16:
+        raise ConfigError(
+            f"{path}: listen = {listen!r} in [rpc], but it has the form IP:PORT, as in 127.0.0.1:8545 or [::1]:8545"
+        )
+    names = {}
+    for key in ("hosts", "origins"):
+        names[key] = value_of(table, key, list, path, [])
+        if not all(isinstance(name, str) and name for name in names[key]):
+            raise ConfigError(f"{path}: {key} = {names[key]!r} in [rpc], but a list of names belongs there")
+    numbers = {
+        key: whole(table, key, path, low, high, getattr(RpcConfig, key)) for key, (low, high) in _RPC_NUMBERS.items()
+    }
+    return RpcConfig(address, number, tuple(names["hosts"]), tuple(names["origins"]), **numbers)
+
+
+def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> MemberConfig | None:
+    """The founding member that this site is, or None if it was admitted later.
+
+    Raises:
+        ConfigError: the site's name stands in `swarm.toml` with another key.
+    """
+    for member in swarm.members:
+        if member.name == site.name and member.address != identity.address:
+            raise ConfigError(
+                f"{site.path}: the key in {site.keystore} is {checksum(identity.address)}, but {site.swarm} says that "
+                f"{site.name} is {checksum(member.address)}; name that "
+                "member's keystore, or the swarm.toml it belongs to"
+            )
+    return next((member for member in swarm.members if member.address == identity.address), None)
+
+
+_SPEEDS = {"kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "kbit/s": 125.0, "Mbit/s": 125e3, "Gbit/s": 125e6}
+
+
+def _speed(table: Mapping[str, Any], key: str, path: Path) -> float | None:
+    """Bytes a second of a text like "20 MB/s"; None where the key is absent."""
+    if key not in table:
+        return None
+    text: str = value_of(table, key, str, path)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+/s)", text.strip())
+    if found is None or found[2] not in _SPEEDS:
+        raise ConfigError(f"{path}: {key} = {text!r}, but a speed belongs there, in {', '.join(_SPEEDS)}: '20 MB/s'")
+    speed = float(found[1]) * _SPEEDS[found[2]]
+    if not 10e3 <= speed <= 1e12:
+        raise ConfigError(f"{path}: {key} = {text!r}, but it has to be 10 kB/s or more: rounds would not end")
+    return speed
+
+
+def _password(file: Path | None, variable: str, site: Path) -> str:
+    if file is not None:
+        try:
+            return file.read_text().rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{site}: the password file {file} cannot be read: {error}") from error
+    password = os.environ.get(variable)
+    if password is None:
+        raise ConfigError(f"{site}: the key's password is neither in a `password_file` nor in {variable}")
+    return password
