@@ -10,6 +10,7 @@ import argparse
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sim.__main__ import many
 from sim.plan import Plan
@@ -18,18 +19,19 @@ from sim.plan import Plan
 def draw(seed: int) -> Plan:
     """A plan from a seed."""
     rng = random.Random(f"{seed}/liveness")
-    trouble = {
-        "delay_s": rng.choice([0.001, 0.01, 0.05]),
-        "loss": rng.choice([0.0, 0.0, 0.05, 0.15]),
-        "crashes": rng.choice([0, 1, 2]),
-        "partitions": rng.choice([0, 0, 1]),
-        "skew_s": rng.choice([0.0, 0.2, 1.0]),
-        "train_s": rng.choice([0.5, 2.0, 4.0]),
-    }
+    troubled = Plan(
+        seed=seed,
+        delay_s=rng.choice([0.001, 0.01, 0.05]),
+        loss=rng.choice([0.0, 0.0, 0.05, 0.15]),
+        crashes=rng.choice([0, 1, 2]),
+        partitions=rng.choice([0, 0, 1]),
+        skew_s=rng.choice([0.0, 0.2, 1.0]),
+        train_s=rng.choice([0.5, 2.0, 4.0]),
+    )
     if seed % 2:
-        return Plan(seed=seed, members=rng.randint(5, 7), absent=1, standby_s=rng.choice([20.0, 60.0]), **trouble)
+        return replace(troubled, members=rng.randint(5, 7), absent=1, standby_s=rng.choice([20.0, 60.0]))
     members, lost = rng.choice([(4, 2), (5, 2), (6, 3), (7, 3)])
-    return Plan(seed=seed, members=members, lost=lost, **trouble)
+    return replace(troubled, members=members, lost=lost)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

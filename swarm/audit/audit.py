@@ -17,8 +17,10 @@ from swarm.audit.retell import merge_all, retell
 from swarm.audit.sights import RoundSeen
 from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
+from swarm.identity import checksum
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.recovery import Recovery, is_recovery
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -40,6 +42,8 @@ class SiteReport:
     head: str = ""
     seen: tuple[RoundSeen, ...] = ()
     """What the merges that were done again saw of the updates."""
+    recoveries: tuple[str, ...] = ()
+    """Where operators replaced validators that were gone for good, a line each."""
     difference: str | None = None
     """The first thing that is not as it has to be; None if all is."""
     external: bool = False
@@ -75,6 +79,7 @@ class Report:
                 f"{site.objects} objects hashed"
             )
         # Sites that hold the same bytes see the same: what one said is not said again.
+        told += dict.fromkeys(line for site in self.sites for line in site.recoveries)
         told += dict.fromkeys(line for site in self.sites for one in site.seen for line in one.lines)
         if self.first_difference is not None and not any(site.difference for site in self.sites):
             told.append(self.first_difference)
@@ -148,12 +153,25 @@ def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionC
                 merges=story.merges,
                 objects=story.objects,
                 seen=story.seen,
+                recoveries=tuple(_recoveries(replay.ledger)),
                 head=replay.ledger.head.hash.hex(),
             )
     except Difference as difference:
         return SiteReport(site=name, difference=str(difference))
     except SwarmError as error:
         return SiteReport(site=name, difference=str(error))
+
+
+def _recoveries(ledger: Ledger) -> Iterator[str]:
+    """Each block in which two thirds of the operators replaced the validators; the replay has checked it."""
+    for number in range(1, ledger.head.number + 1):
+        first = ledger.decode_transaction(ledger.block(number).raws[0])
+        if is_recovery(first):
+            found = Recovery.of(first, ledger.chain_id)
+            yield (
+                f"block {number}: recovery, signed by {len(found.signatures)} operators; from here on "
+                f"{', '.join(checksum(one) for one in found.manifest.validators)} decide. {found.manifest.reason}"
+            )
 
 
 def places_of(folder: Path) -> tuple[SwarmConfig, list[tuple[str, Path]]]:
