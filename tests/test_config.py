@@ -20,6 +20,7 @@ from swarm.config import (
     MERGE_RULES,
     POLICY_BYTES_MAX,
     Policy,
+    RpcConfig,
     SiteConfig,
     SwarmConfig,
     check_endpoint,
@@ -305,6 +306,40 @@ def test_a_site_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, o
     path = write_site(tmp_path, **changes)
     with pytest.raises(ConfigError, match=rf"^{path}: {words}"):
         load_site(path)
+
+
+def write_rpc(place: Path, lines: str) -> Path:
+    path = write_site(place)
+    path.write_text(f"{path.read_text()}\n[rpc]\n{lines}\n")
+    return path
+
+
+def test_a_site_serves_json_rpc_where_it_says_and_nowhere_else(tmp_path: Path) -> None:
+    assert load_site(write_site(tmp_path)).rpc is None
+    assert load_site(write_rpc(tmp_path, 'listen = "127.0.0.1:8545"')).rpc == RpcConfig("127.0.0.1", 8545)
+    lines = 'listen = "[::1]:0"\nhosts = ["north.example"]\norigins = ["https://a.example"]\nrequests_s = 5'
+    found = load_site(write_rpc(tmp_path, lines)).rpc
+    assert found == RpcConfig("::1", 0, ("north.example",), ("https://a.example",), requests_s=5)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("", "'listen' is missing"),
+        ('listen = "8545"', "it has the form IP:PORT"),
+        ('listen = "localhost:8545"', "it has the form IP:PORT"),
+        ('listen = "127.0.0.1:65536"', "it has the form IP:PORT"),
+        ('listen = "127.0.0.1:-1"', "it has the form IP:PORT"),
+        ('listen = "127.0.0.1:1"\nhosts = "a"', "a list belongs there"),
+        ('listen = "127.0.0.1:1"\norigins = [1]', "a list of names belongs there"),
+        ('listen = "127.0.0.1:1"\nbatch_max = 0', "batch_max = 0, but it has to be 1 to 10000"),
+        ('listen = "127.0.0.1:1"\ncall_gas = 99999999', "call_gas = 99999999"),
+        ('listen = "127.0.0.1:1"\nport = 1', "'port' is no setting here"),
+    ],
+)
+def test_json_rpc_that_cannot_be_served_is_refused(tmp_path: Path, lines: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_site(write_rpc(tmp_path, lines))
 
 
 def test_the_sockets_path_is_short_and_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,6 +255,16 @@ async def test_a_request_that_never_ends_is_ended(served: Served, monkeypatch: p
         assert await answers(url)
 
 
+async def test_an_idle_connection_may_ask_again_later(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "HEAD_S", 0.3)
+    async with served.listening() as url, connected(url) as (reader, writer):
+        for _ in range(2):
+            writer.write(posted(asking("eth_blockNumber")))
+            assert b" 200 " in await asyncio.wait_for(reader.readline(), PATIENCE_S)
+            await reader.readuntil(b"}")
+            await asyncio.sleep(0.5)
+
+
 @pytest.mark.parametrize(
     ("said", "answered"),
     [
