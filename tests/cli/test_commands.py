@@ -138,7 +138,10 @@ def test_show_tells_each_round_from_the_ledger_the_same_at_every_site(
 
 def test_status_shows_members_runs_and_what_may_fail(swarm: Swarm, north: Path, trial: int) -> None:
     seen = told(swarm, "status", north)
-    assert seen["strength"] == {"validators": 2, "connected": 2, "quorum": 2, "spare": 0, "faulty_max": 0}
+    assert seen["strength"] == {
+        "validators": 2, "connected": 2, "quorum": 2, "spare": 0, "faulty_max": 0, "faulty_now": 0, "missing": [],
+        "asleep_since_s": None,
+    }  # fmt: skip
     assert {run["name"]: run["state"] for run in seen["runs"]}["test"] == "finished"
     assert "none more may fail" in did(swarm, "status", north)
 

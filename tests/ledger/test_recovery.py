@@ -134,6 +134,7 @@ def test_votes_of_one_set_never_count_for_another(tmp_path: Path) -> None:
     assert not ledger.judge(plain, world.now_ms(ledger)), "who imported a manifest votes for nothing else"
     assert not other.judge(payload, world.now_ms(ledger)), "who did not does not vote for it"
     chains = (CHAIN, recovery.electorate.vote_chain, newer.electorate.vote_chain)
+    assert len(set(chains)) == 3
     for block, right in ((plain, CHAIN), (payload, recovery.electorate.vote_chain)):
         for vote_chain in chains:
             if vote_chain != right:
