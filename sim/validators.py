@@ -41,6 +41,7 @@ from swarm.consensus import (
     Help,
     Save,
     check_certificate,
+    turns,
 )
 from swarm.consensus.messages import Commit, Message, Prepare, Proposal, RoundChange, decode_message, encode_message
 from swarm.encoding import Address, Digest, short
@@ -176,9 +177,7 @@ class Simulation:
         while len(self._proposers) < height:
             last = len(self._proposers)
             builder, order = builder_of(self.decided[last - 1][0]), self.validators(last + 1)
-            rotate = last % 4 == 0
-            first = next((i for i, one in enumerate(order) if (one > builder if rotate else one >= builder)), 0)
-            self._proposers.append(order[first:] + order[:first])
+            self._proposers.append(turns(order, builder, passes=last % 4 == 0))
         return self._proposers[height - 1]
 
     def validators(self, height: int) -> tuple[Address, ...]:

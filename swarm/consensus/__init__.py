@@ -7,6 +7,7 @@ from swarm.consensus.heights import Consensus
 from swarm.consensus.messages import PAYLOAD_BYTES_MAX
 from swarm.consensus.qbft import Qbft
 from swarm.consensus.quorum import faults_max, quorum
+from swarm.consensus.turns import turns
 
 __all__ = [
     "PAYLOAD_BYTES_MAX",
@@ -24,4 +25,5 @@ __all__ = [
     "check_certificate",
     "faults_max",
     "quorum",
+    "turns",
 ]
