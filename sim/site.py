@@ -18,7 +18,7 @@ from swarm.errors import UnavailableError
 from swarm.identity import Identity
 from swarm.ledger.block import EMPTY_TRIE_ROOT, decode_block, decode_payload
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.judging import ExecutionCache
 from swarm.ledger.pruning import replaced
 from swarm.ledger.trie import Nodes
 from swarm.net.memory import MemoryNetwork, MemoryTransport

@@ -32,7 +32,7 @@ from swarm.config import MemberConfig, SwarmConfig
 from swarm.encoding import Address, Digest, sha256, short
 from swarm.identity import Identity
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.judging import ExecutionCache
 from swarm.merkle import digest_of
 from swarm.net.memory import MemoryNetwork
 

@@ -15,7 +15,7 @@ from swarm.errors import ConfigError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.judging import ExecutionCache
 from swarm.merge.evidence import EVIDENCE_MAX_BYTES, Claim, Evidence, Finding, Verdict, decode, judge
 from swarm.merkle import digest_of
 

@@ -19,7 +19,8 @@ from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
 from swarm.identity import checksum
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Ledger
 from swarm.ledger.recovery import Recovery, is_recovery
 
 Progress = Callable[[str, int, int], None]

@@ -16,7 +16,8 @@ from swarm.ledger.archive import Archive
 from swarm.ledger.artifact import artifact
 from swarm.ledger.database import BlockRow
 from swarm.ledger.genesis import ARTIFACTS_MARK, CONTRACTS, Genesis
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Ledger
 
 
 class Difference(Exception):

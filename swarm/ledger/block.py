@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import rlp
 
-from swarm.encoding import Address, Digest, Unpacked, data_of, keccak256, list_of, number, pack, unpack
+from swarm.encoding import Address, Digest, Unpacked, data_of, keccak256, list_of, number, pack, short, unpack
 from swarm.identity import recover
 from swarm.ledger.trie import ordered_root
 
@@ -80,6 +80,17 @@ class Header:
         if header.fields() != parts:
             raise ValueError("a header field that is constant here (fees, blobs, proof of work, extra data) differs")
         return header
+
+
+def check_follows(header: Header, parent: Header) -> None:
+    """Nothing, if a block may stand on `parent` by its number, parent's hash and time; ValueError says what is off."""
+    if header.number != parent.number + 1 or header.parent_hash != parent.hash:
+        raise ValueError(
+            f"block {header.number} with parent {short(header.parent_hash)} does not follow block {parent.number} "
+            f"({short(parent.hash)})"
+        )
+    if header.timestamp_ms <= parent.timestamp_ms:
+        raise ValueError(f"block {header.number} has time {header.timestamp_ms}, its parent {parent.timestamp_ms}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,20 @@ class History:
         """The encoded certificate that stands beside a block, empty for genesis; ValueError if there is no block."""
         return self._row(number).certificate
 
+    def blocks_from(self, number: int, max_bytes: int, *, blocks_max: int | None = None) -> list[tuple[bytes, bytes]]:
+        """(payload, certificate) of the blocks from `number` on, in order: at least one, if there is one, and no more
+        than `max_bytes` together otherwise."""
+        found: list[tuple[bytes, bytes]] = []
+        size_bytes = 0
+        first = max(number, 1)
+        last = self._last if blocks_max is None else min(self._last, first + blocks_max - 1)
+        for row in self._database.blocks(first, last):
+            size_bytes += len(row.payload) + len(row.certificate)
+            if found and size_bytes > max_bytes:
+                break
+            found.append((row.payload, row.certificate))
+        return found
+
     def transaction(self, digest: Digest) -> tuple[Block, int] | None:
         """The block that holds a transaction, and its position there."""
         place = self._database.transaction(digest)

@@ -20,7 +20,7 @@ from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError, RejectedError
 from swarm.identity import recover as recover_secp256k1
 from swarm.ledger.abi import interface
-from swarm.ledger.block import Header, Log, Receipt, Transaction, bloom_of
+from swarm.ledger.block import Header, Log, Receipt, Transaction, bloom_of, check_follows
 from swarm.ledger.genesis import CONSORTIUM
 from swarm.ledger.recovery import Electorate, Recovery, is_recovery
 from swarm.ledger.trie import ordered_root
@@ -169,7 +169,7 @@ class LightFollower:
         """
         header = block.header
         try:
-            self._check_next(header)
+            check_follows(header, self.head)
             recovery = self._recovery(block)
             electorate = Electorate(self.validators, self.chain_id) if recovery is None else recovery.electorate
             if header.coinbase not in electorate.validators:
@@ -189,16 +189,6 @@ class LightFollower:
         self.changes += validators != self.validators
         self.recoveries += recovery is not None
         self.head, self.roll, self.validators = header, roll, validators
-
-    def _check_next(self, header: Header) -> None:
-        head = self.head
-        if header.number != head.number + 1 or header.parent_hash != head.hash:
-            raise ValueError(
-                f"its parent is block {header.number - 1} ({short(header.parent_hash)}), "
-                f"the last one followed is block {head.number} ({short(head.hash)})"
-            )
-        if header.timestamp_ms <= head.timestamp_ms:
-            raise ValueError(f"its time is {header.timestamp_ms}, its parent's {head.timestamp_ms}")
 
     def _recovery(self, block: Sealed) -> Recovery | None:
         """The recovery that gives this block its validators, signed by two thirds of the operators."""

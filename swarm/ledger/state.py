@@ -7,7 +7,7 @@ not exist here, in the caches or in the trie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -50,6 +50,16 @@ class Changes:
     """How many places got one."""
 
 
+@dataclass(frozen=True)
+class Proof:
+    """Trie nodes from the state root to an account and from it to storage slots (EIP-1186)."""
+
+    account: Account
+    account_nodes: tuple[bytes, ...]
+    slots: tuple[tuple[int, int, tuple[bytes, ...]], ...]
+    """(slot, value, nodes)."""
+
+
 class Snapshot:
     """The state at one root, read through flat caches."""
 
@@ -76,7 +86,7 @@ class Snapshot:
         value = self._slots.get(key)
         if value is None:
             root = self.account(address).storage_root
-            data = self.nodes.get(root, keccak256(slot.to_bytes(32, "big"))) if root != EMPTY_TRIE_ROOT else b""
+            data = self.nodes.get(root, _slot_key(slot)) if root != EMPTY_TRIE_ROOT else b""
             value = int.from_bytes(rlp.decode(data), "big") if data else 0
             self._keep(self._slots, key, value)
         return value
@@ -90,6 +100,18 @@ class Snapshot:
                 raise KeyError(f"code {code_hash.hex()} is not in the database")
             self._codes[code_hash] = code
         return code
+
+    def proof(self, address: Address, slots: Sequence[int]) -> Proof:
+        """An account and some of its storage, with what proves them against the state root."""
+        account, nodes = self.account(address), self.nodes
+        return Proof(
+            account,
+            tuple(nodes.proof(self.root, keccak256(address))),
+            tuple(
+                (slot, self.slot(address, slot), tuple(nodes.proof(account.storage_root, _slot_key(slot))))
+                for slot in slots
+            ),
+        )
 
     def advance(self, changes: Changes) -> None:
         """Become the state after a block on top of this one."""
@@ -105,6 +127,10 @@ class Snapshot:
         if len(cache) >= _CACHE_MAX:
             cache.clear()
         cache[key] = value
+
+
+def _slot_key(slot: int) -> Digest:
+    return keccak256(slot.to_bytes(32, "big"))
 
 
 def _decode_account(data: bytes) -> Account:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm.audit.replay import Difference, replayed
-from swarm.ledger.ledger import ExecutionCache
+from swarm.ledger.judging import ExecutionCache
 from tests.ledger import world
 
 

@@ -22,7 +22,8 @@ from swarm.consensus.messages import decode_message
 from swarm.encoding import Address, Digest, short
 from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.ledger import database
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Ledger
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.node.agreement import CONSENSUS, Agreement
 from tests.ledger import world

@@ -16,7 +16,8 @@ from swarm.identity import Identity
 from swarm.ledger.abi import interface
 from swarm.ledger.block import decode_payload, encode_payload
 from swarm.ledger.genesis import CONSORTIUM, RUNS
-from swarm.ledger.ledger import CLOCK_AHEAD_MS, ROTATE_EVERY, ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import CLOCK_AHEAD_MS, ROTATE_EVERY, Ledger
 from swarm.ledger.trie import ordered_root
 from tests.ledger import world
 from tests.ledger.world import MEMBERS, OPERATORS, STRANGER

@@ -16,7 +16,8 @@ from swarm.identity import Identity, checksum
 from swarm.ledger.abi import interface
 from swarm.ledger.block import Transaction, encode_payload
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
-from swarm.ledger.ledger import ExecutionCache, Head, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Head, Ledger
 
 CHAIN = 4242
 CREATED_MS = 1_700_000_000_000

@@ -19,7 +19,8 @@ from sim.loop import run
 from swarm.consensus import Certificate
 from swarm.encoding import Address, pack
 from swarm.ledger.history import Recent
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Ledger
 from swarm.net.memory import MemoryNetwork, MemoryTransport, steady
 from swarm.node.agreement import DECIDED, Agreement
 from swarm.node.sync import BLOCKS, HEDGE_S, SPAN_BLOCKS, SPANS_MAX, Span, next_spans, read_request
