@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from swarm.cli import (
     audit,
+    compare,
     demo,
     deploy,
     doctor,
@@ -57,6 +58,7 @@ app.command()(audit.audit)
 app.command()(evidence.verify_evidence)
 app.command()(deploy.deploy)
 app.command()(demo.demo)
+app.command()(compare.compare)
 app.add_typer(run.app, name="run")
 app.add_typer(members.app, name="members")
 app.add_typer(export.app, name="export")
