@@ -19,7 +19,12 @@ from sim.logs import show_logs
 from sim.plan import LIARS, MISTAKES, Plan, draw, option
 from sim.world import Outcome, run
 
-COMMANDS = {"attack": "sim.attack.__main__", "consensus": "sim.consensus", "liveness": "sim.liveness"}
+COMMANDS = {
+    "attack": "sim.attack.__main__",
+    "consensus": "sim.consensus",
+    "liveness": "sim.liveness",
+    "tamper": "sim.tamper",
+}
 """The module whose `main` takes the arguments that follow."""
 
 
