@@ -36,7 +36,6 @@ from web3 import AsyncWeb3
 from swarm.config import MemberConfig, Policy, SiteConfig, SwarmConfig
 from swarm.consensus import Broadcast, Certificate, Consensus, Decide, Effect, Help, check_certificate
 from swarm.consensus.messages import commit_digest
-from swarm.consensus.quorum import quorum
 from swarm.encoding import Digest, keccak256
 from swarm.identity import Identity, checksum, recover
 from swarm.ledger.client import Contracts
@@ -47,6 +46,7 @@ from swarm.ledger.rpc import LedgerProvider, Rpc
 from swarm.node.agreement import Keys
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.process import open_node
+from swarm.quorum import quorum
 from swarm.rounds import Phase, RoundState, RunState
 
 CHAIN = 4242

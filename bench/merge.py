@@ -31,7 +31,7 @@ from rich.table import Table
 from swarm.config import MERGE_RULES, Policy
 from swarm.merge import Schema, Tensor, merge, merge_chunks, write_file
 from swarm.merkle import chunk_count
-from swarm.rounds import fault_max
+from swarm.quorum import faults_max
 
 Found = TypeVar("Found")
 
@@ -73,7 +73,7 @@ def inputs(folder: Path, members: int, parameters: int) -> tuple[Path, list[Path
 
 def policy_of(rule: str, members: int) -> Policy:
     """A policy with this merge, as a consortium of this size would write it."""
-    faults = max(1, fault_max(members))
+    faults = max(1, faults_max(members))
     if rule == "multi_krum":
         faults = max(1, min(faults, (members - 3) // 2))
     equal = rule in ("sum", "coordinate_median", "trimmed_mean", "multi_krum", "nearest_neighbor_mixing")
@@ -119,7 +119,7 @@ def _verifying(folder: str, members: int, rule: str) -> float:
     """Seconds of a member that merges its share of the chunks again."""
     base, *updates = [Path(folder) / f"{number}" for number in range(members + 1)]
     count = chunk_count(base.stat().st_size)
-    share = min(count, -(-count * (fault_max(members) + 1) // max(members - 1, 1)))
+    share = min(count, -(-count * (faults_max(members) + 1) // max(members - 1, 1)))
     policy, weights = policy_of(rule, members), weights_of(members)
     return seconds(lambda: merge_chunks(base, updates, weights, policy, range(share)), 1)
 

@@ -15,8 +15,9 @@ from swarm.config import Policy
 from swarm.encoding import Digest, pack, sha256
 from swarm.ledger.ledger import Ledger
 from swarm.net.transfer import PROTOCOL as OBJECT
-from swarm.node.agreement import BLOCKS, CONSENSUS, DECIDED, HEAD, TRANSACTIONS
+from swarm.node.agreement import CONSENSUS, DECIDED, HEAD, TRANSACTIONS
 from swarm.node.participation import CUSTODY, Participation
+from swarm.node.sync import BLOCKS
 from swarm.rounds import Attest, Duty, Have, Phase, Publish, Refuse, ReportMissing, RoundState, Submit
 from swarm.store import Store
 

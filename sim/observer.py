@@ -17,14 +17,10 @@ from swarm.encoding import Address, Digest, keccak256, short
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.rounds import EVERY_PART, Submission, fault_max, leader_of
+from swarm.quorum import faults_max, quorum
+from swarm.rounds import EVERY_PART, Submission, leader_of
 
 REASONS = {1: "silent", 2: "unattested", 3: "refused", 4: "inputs changed"}
-
-
-def quorum(count: int) -> int:
-    """Two thirds, rounded up."""
-    return -(-2 * count // 3)
 
 
 class Violation(AssertionError):
@@ -174,7 +170,7 @@ class Observer:
         if found["reason"] == 3:
             self._suspended.add(before)
             k = len(self._unstruck(round_))
-            needed = max(k - quorum(k) + 1, min(fault_max(max(self._plan.members, k)) + 1, k - 1))
+            needed = max(k - quorum(k) + 1, min(faults_max(max(self._plan.members, k)) + 1, k - 1))
             outvoted = len(self._liars & self._unstruck(round_).keys()) >= needed
             if before not in self._liars and before not in round_.wrong_leaders and not outvoted:
                 raise Violation(f"round {round_.number}: {self._name(before)} is honest and was refused")
@@ -196,7 +192,7 @@ class Observer:
         self._story.say(f"round {round_.number}: the submission of {self._name(member)} is struck")
         k = len(round_.submissions)
         outvoted = len(self._liars & round_.submissions.keys()) >= min(
-            max(2, fault_max(max(self._plan.members, k)) + 1), k - 1
+            max(2, faults_max(max(self._plan.members, k)) + 1), k - 1
         )
         if member not in self._liars and not outvoted and not self._excused(member):
             raise Violation(f"round {round_.number}: the submission of {self._name(member)}, which is honest, is lost")

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, fields
 
 from swarm.config import Policy
-from swarm.rounds import fault_max, submissions_needed
+from swarm.quorum import faults_max
+from swarm.rounds import submissions_needed
 
 LIARS = ("wrong", "bit", "withhold", "refuse", "silent", "slander", "collude", "babble", "poison")
 """What a dishonest member may do; `sim.adversaries` says how."""
@@ -74,9 +75,9 @@ class Plan:
         if self.newcomers not in (0, 1):
             raise ValueError("there is one newcomer at most")
         faulty = self.gone + (self.liars if self.liar else 0)
-        if faulty > fault_max(self.members):
+        if faulty > faults_max(self.members):
             raise ValueError(
-                f"{self.members} members tolerate {fault_max(self.members)} that fail for good, not {faulty}"
+                f"{self.members} members tolerate {faults_max(self.members)} that fail for good, not {faulty}"
             )
         if self.lost and (self.liar or self.gone or self.power_cuts or self.blackouts or self.absent or self.leaves):
             raise ValueError(
@@ -140,7 +141,7 @@ def draw(seed: int, *, rounds: int = 3, members: tuple[int, int] = (4, 7)) -> Pl
     count = rng.randint(*members)
     followers = rng.choice([0, 0, 0, 1, 2, 3]) if count > 4 else 0
     followers = min(followers, count - 4)
-    faults = fault_max(count - followers)
+    faults = faults_max(count - followers)
     liar = rng.choice(LIARS) if faults and rng.random() < 0.4 else ""
     liars = rng.randint(1, faults) if liar else 1
     gone = rng.randint(0, faults - (liars if liar else 0)) if rng.random() < 0.25 else 0

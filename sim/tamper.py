@@ -34,6 +34,7 @@ from swarm.encoding import Address, Digest, sha256, short
 from swarm.merge import Schema, Tensor, merge, merge_chunks, write_file
 from swarm.merge.evidence import Claim, Finding, decode, encode, of_chunk, of_whole
 from swarm.merkle import CHUNK_BYTES, chunk_count, digest_of, leaf
+from swarm.quorum import faults_max
 from swarm.rounds import (
     Attest,
     Duty,
@@ -50,7 +51,6 @@ from swarm.rounds import (
     Verify,
     chunks_of_parts,
     duties,
-    fault_max,
     next_change_s,
 )
 
@@ -215,7 +215,7 @@ def draw(seed: int, mistake: str = "") -> Plan:
     chance = random.Random(f"{seed}/tamper")
     members = chance.choice([4, 4, 4, 5, 7, 7, 10])
     parts = chance.random() < 0.5
-    colluders = chance.randint(0, max(fault_max(members) - 1, 0))
+    colluders = chance.randint(0, max(faults_max(members) - 1, 0))
     return Plan(seed, members, parts, colluders, chance.random() < LARGE_SHARE, mistake)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sim.cheap import CHAIN_ID, KeyedHash, digest_of, make_payload
-from swarm.consensus import Broadcast, Certificate, Consensus, Effect, quorum
+from swarm.consensus import Broadcast, Certificate, Consensus, Effect
 from swarm.consensus.messages import (
     Commit,
     Message,
@@ -32,6 +32,7 @@ from swarm.consensus.messages import (
 )
 from swarm.encoding import Address, Digest
 from swarm.errors import PeerError
+from swarm.quorum import quorum
 
 
 class World(Protocol):

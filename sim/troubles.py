@@ -18,7 +18,7 @@ from sim.story import Story
 from swarm.encoding import Address
 from swarm.net.memory import MemoryNetwork
 from swarm.node.agreement import CONSENSUS
-from swarm.rounds import fault_max
+from swarm.quorum import faults_max
 
 SHAKEN_S = 35.0
 """How long a round may suffer from a trouble that is over: a request that was lost is given up after 20 s, one for
@@ -145,7 +145,7 @@ class Troubles:
     def _feel(self) -> None:
         down = sum(1 for site in self._sites if site.node is None)
         lossy = self._on and self._plan.loss > 0
-        if lossy or self._parted or down > fault_max(len(self._sites)):
+        if lossy or self._parted or down > faults_max(len(self._sites)):
             self._shaken_s = asyncio.get_running_loop().time()
 
     def _later(self, delay_s: float, what: Callable[[], Awaitable[None]]) -> None:

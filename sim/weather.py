@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, fields
 
-from swarm.consensus import faults_max, quorum
 from swarm.consensus.messages import Commit, Message, Prepare, Proposal, RoundChange
+from swarm.quorum import faults_max, quorum
 
 
 @dataclass(frozen=True)

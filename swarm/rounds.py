@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import TypeAlias
 
 from swarm.encoding import Address, Digest, sha256
+from swarm.quorum import faults_max, quorum
 
 
 class RunState(IntEnum):
@@ -270,19 +271,14 @@ ADVANCE_STAGGER_S = 0.4
 """One member calls `advance`; the next one only if this much later the deadline still stands."""
 
 
-def fault_max(members: int) -> int:
-    """How many of `members` may be faulty while the others agree: below a third."""
-    return (members - 1) // 3
-
-
 def submissions_needed(members: int) -> int:
     """The least `submissions_min` with which no round can close on the word of liars alone.
 
     A round closes when two thirds of its submitters attest. Where fewer submit than the consortium has members, that
     quorum may be as small as the number of liars which the consortium tolerates; it has to be greater.
     """
-    liars = fault_max(members)
-    return next(count for count in range(1, members + 1) if -(-2 * count // 3) > liars)
+    liars = faults_max(members)
+    return next(count for count in range(1, members + 1) if quorum(count) > liars)
 
 
 def chunks_of_parts(parts: int, chunks: int) -> list[int]:
@@ -385,7 +381,7 @@ def duties(
     if state.phase is Phase.SUBMIT:
         update = have.update
         if update is not None and update.round == state.round and me not in {s.member for s in state.submissions}:
-            count = min(len(others), fault_max(len(others) + 1) + 1)
+            count = min(len(others), faults_max(len(others) + 1) + 1)
             custodians = others if shares is None else _custodians(others, me)
             owed.add(Submit(state.run, state.round, update, custodians, count))
     elif have.merged is None:

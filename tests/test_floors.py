@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. Parts on one line are neighbours and do not know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "quorum"),
     ("encoding",),
     ("identity", "merkle"),
     ("config",),
@@ -63,7 +63,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 # A rule takes values and the time and returns values: no clock, no I/O, no tasks, no chance, no log.
-RULES = ("errors", "encoding", "merkle", "consensus", "merge", "rounds")
+RULES = ("errors", "quorum", "encoding", "merkle", "consensus", "merge", "rounds")
 NOT_IN_RULES = {
     "asyncio",
     "logging",

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm.encoding import ZERO_ADDRESS, Address, Digest, sha256
+from swarm.quorum import faults_max, quorum
 from swarm.rounds import (
     ADVANCE_STAGGER_S,
     EVERY_PART,
@@ -34,7 +35,6 @@ from swarm.rounds import (
     assigned_parts,
     chunks_of_parts,
     duties,
-    fault_max,
     leader_of,
     next_change_s,
     owed_parts,
@@ -479,7 +479,7 @@ def test_custody_is_asked_of_others_and_never_of_more_than_there_are(
         assert len(set(duty.custodians)) == len(duty.custodians)
         assert duty.custodians_min <= len(duty.custodians)
         swarm = len(duty.custodians) + 1
-        assert duty.custodians_min == min(fault_max(swarm) + 1, swarm - 1)
+        assert duty.custodians_min == min(faults_max(swarm) + 1, swarm - 1)
         assert duty.update.round == state.round
 
 
@@ -602,7 +602,7 @@ def test_parts_divide_the_chunks(chunks: int) -> None:
 @pytest.mark.parametrize("chunks", [1, 3, 64, 65, 300])
 def test_every_part_has_its_verifiers_and_all_have_alike(members: int, chunks: int) -> None:
     verifiers = [address(i + 1) for i in range(members - 1)]
-    each = min(fault_max(members) + 1, members - 1)
+    each = min(faults_max(members) + 1, members - 1)
     for seed in range(20):
         shares = assigned_parts(digest(str(seed)), digest("published"), verifiers, each=each, chunks=chunks)
         filled = min(chunks, 256)
@@ -665,11 +665,11 @@ def test_blind_attestation_is_caught_by_the_table() -> None:
 
 @pytest.mark.parametrize(("members", "faults"), [(1, 0), (2, 0), (3, 0), (4, 1), (6, 1), (7, 2), (10, 3)])
 def test_fewer_than_a_third_may_be_faulty(members: int, faults: int) -> None:
-    assert fault_max(members) == faults
+    assert faults_max(members) == faults
 
 
 @pytest.mark.parametrize(("members", "needed"), [(1, 1), (3, 1), (4, 2), (6, 2), (7, 4), (9, 4), (10, 5), (13, 7)])
 def test_a_round_has_more_attestors_than_liars(members: int, needed: int) -> None:
     assert submissions_needed(members) == needed
-    assert -(-2 * needed // 3) > fault_max(members)
-    assert needed == 1 or -(-2 * (needed - 1) // 3) <= fault_max(members), "one fewer would not do"
+    assert quorum(needed) > faults_max(members)
+    assert needed == 1 or quorum(needed - 1) <= faults_max(members), "one fewer would not do"

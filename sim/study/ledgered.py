@@ -18,7 +18,8 @@ from swarm.encoding import Digest, sha256
 from swarm.identity import Identity
 from swarm.learn.state import Checkpoint, State, save_model
 from swarm.ledger.genesis import Genesis
-from swarm.ledger.ledger import ExecutionCache, Ledger
+from swarm.ledger.judging import ExecutionCache
+from swarm.ledger.ledger import Ledger
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node

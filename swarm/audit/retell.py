@@ -12,7 +12,6 @@ from typing import Any
 from swarm.audit.replay import Difference
 from swarm.audit.sights import RoundSeen, round_seen
 from swarm.config import Policy
-from swarm.consensus import quorum
 from swarm.encoding import Address, Digest, from_hex, keccak256, short
 from swarm.errors import ConfigError
 from swarm.identity import checksum
@@ -21,7 +20,8 @@ from swarm.ledger.genesis import RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Merged, merge
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
-from swarm.rounds import PARTS, Submission, fault_max, leader_of
+from swarm.quorum import faults_max, quorum
+from swarm.rounds import PARTS, Submission, leader_of
 from swarm.store import object_place
 
 LOGS_MAX = 1_000_000
@@ -297,7 +297,7 @@ def _verifiers(run: RunStory, part: int) -> int:
 def _verifiers_needed(run: RunStory) -> int:
     """One more than can lie besides a lying leader."""
     k = len(run.unstruck())
-    return min(max(fault_max(k) + 1, fault_max(max(run.consents, k))), k - 1)
+    return min(max(faults_max(k) + 1, faults_max(max(run.consents, k))), k - 1)
 
 
 def _consented(run: RunStory, values: Mapping[str, Any]) -> None:

@@ -15,13 +15,13 @@ from swarm.cli.control import NodeClient
 from swarm.cli.ledger import contracts_of, operate
 from swarm.cli.status import PARTS
 from swarm.config import SiteConfig, check_endpoint, load_site
-from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, from_hex
 from swarm.errors import ConfigError, RejectedError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts, Member
 from swarm.ledger.endpoint import Call
 from swarm.node.standby import part
+from swarm.quorum import quorum
 
 app = typer.Typer(no_args_is_help=True, help="Who is in the consortium, and the operators' votes on it.")
 

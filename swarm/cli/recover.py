@@ -23,10 +23,10 @@ from swarm.cli.arguments import SitePath
 from swarm.cli.control import NodeClient
 from swarm.cli.ledger import contracts_of
 from swarm.config import SiteConfig, load_site, load_swarm
-from swarm.consensus.quorum import faults_max, quorum
 from swarm.encoding import Address, Digest, from_hex, short, to_hex
 from swarm.errors import ConfigError, RejectedError, SwarmError
 from swarm.identity import checksum
+from swarm.quorum import faults_max, quorum
 
 if TYPE_CHECKING:
     from swarm.ledger.client import Member

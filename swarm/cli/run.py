@@ -21,7 +21,8 @@ from swarm.config import Policy, SiteConfig, load_policy, load_site
 from swarm.encoding import Digest, from_hex, short, to_hex
 from swarm.errors import ConfigError, UnavailableError
 from swarm.ledger.client import Contracts, Run
-from swarm.rounds import fault_max, submissions_needed
+from swarm.quorum import faults_max
+from swarm.rounds import submissions_needed
 
 app = typer.Typer(no_args_is_help=True, help="Propose, approve and follow runs: one training effort of the members.")
 
@@ -61,7 +62,7 @@ async def _check_collusion(contracts: Contracts, submissions_min: int) -> None:
     needed = submissions_needed(members)
     if submissions_min < needed:
         raise ConfigError(
-            f"submissions_min = {submissions_min}, but of {members} members {fault_max(members)} may lie, and a round "
+            f"submissions_min = {submissions_min}, but of {members} members {faults_max(members)} may lie, and a round "
             f"with so few submissions could close on their word alone: it has to be {needed} or more"
         )
 

@@ -17,8 +17,7 @@ from swarm.cli import screen
 from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
 from swarm.config import SiteConfig, load_site
-from swarm.consensus.quorum import quorum
-from swarm.rounds import fault_max
+from swarm.quorum import faults_max, quorum
 
 WATCH_S = 0.5
 NOT_SERVED = "not served: a table [rpc] in the site settings, with listen, turns it on"
@@ -74,8 +73,8 @@ def strength(seen: Mapping[str, Any]) -> dict[str, Any]:
         "connected": connected,
         "quorum": needed,
         "spare": connected - needed,
-        "faulty_max": fault_max(validators),
-        "faulty_now": max(fault_max(validators) - len(missing), 0),
+        "faulty_max": faults_max(validators),
+        "faulty_now": max(faults_max(validators) - len(missing), 0),
         "missing": missing,
         "asleep_since_s": seen.get("asleep_since_s") if connected < needed else None,
     }

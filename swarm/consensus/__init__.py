@@ -6,7 +6,6 @@ from swarm.consensus.effects import Accuse, Authenticator, Broadcast, Decide, Ef
 from swarm.consensus.heights import Consensus
 from swarm.consensus.messages import PAYLOAD_BYTES_MAX
 from swarm.consensus.qbft import Qbft
-from swarm.consensus.quorum import faults_max, quorum
 from swarm.consensus.turns import turns
 
 __all__ = [
@@ -23,7 +22,5 @@ __all__ = [
     "Qbft",
     "Save",
     "check_certificate",
-    "faults_max",
-    "quorum",
     "turns",
 ]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from swarm.config import MEMBERS_MAX
 from swarm.consensus.messages import VIEW_BITS, commit_digest
-from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError
 from swarm.identity import SIGNATURE_BYTES
 from swarm.identity import recover as recover_secp256k1
+from swarm.quorum import quorum
 
 # 128 seals of 65 bytes and their headers come to 8.6 KB.
 CERTIFICATE_BYTES_MAX = 16 << 10

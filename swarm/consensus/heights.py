@@ -13,9 +13,9 @@ from swarm.consensus.contradiction import Contradiction
 from swarm.consensus.effects import Accuse, Authenticator, Effect, Help
 from swarm.consensus.messages import PAYLOAD_BYTES_MAX, Message, Proposal, RoundChange, decode_message, signed_digest
 from swarm.consensus.qbft import Qbft
-from swarm.consensus.quorum import faults_max
 from swarm.encoding import Address, Digest
 from swarm.errors import PeerError
+from swarm.quorum import faults_max
 
 # Payloads of a height to come: one proposal, and what liars add; a sender repeats what found no room.
 _WAITING_BYTES_MAX = 4 * PAYLOAD_BYTES_MAX

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from swarm.consensus.quorum import faults_max, quorum
 from swarm.encoding import Address
+from swarm.quorum import faults_max, quorum
 
 GAP_MAX_S = 60.0
 """A node that slept (a suspended machine, a clock that jumped) did not listen meanwhile: so much of a gap counts."""

@@ -15,9 +15,9 @@ from swarm.consensus.messages import (
     round_change_digest,
     signed_digest,
 )
-from swarm.consensus.quorum import faults_max, quorum
 from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError
+from swarm.quorum import faults_max, quorum
 
 
 class Voters:

@@ -17,7 +17,6 @@ from eth_account import Account
 from eth_account.messages import encode_typed_data
 
 from swarm.config import MEMBERS_MAX
-from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, Digest, from_hex, keccak256, short, to_hex
 from swarm.errors import ConfigError, RejectedError
 from swarm.identity import Identity, checksum
@@ -25,6 +24,7 @@ from swarm.identity import recover as recover_secp256k1
 from swarm.ledger.abi import interface
 from swarm.ledger.block import Transaction
 from swarm.ledger.genesis import CONSORTIUM
+from swarm.quorum import quorum
 
 REASON_BYTES_MAX = 256
 """The contract's bound."""

@@ -20,7 +20,7 @@ from swarm.ledger.ledger import CLOCK_AHEAD_MS, Ledger
 from swarm.ledger.recovery import Recovery
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, Transport
 from swarm.node.sync import BLOCKS, SYNC_BYTES, Sync, read_request
-from swarm.rounds import fault_max
+from swarm.quorum import faults_max
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Agreement:
             return False
         # The greatest heights may be claims of members that lie.
         heights = sorted([self.ledger.head.number, *heard], reverse=True)
-        return self.ledger.head.number >= heights[fault_max(len(heights))]
+        return self.ledger.head.number >= heights[faults_max(len(heights))]
 
     def validators(self) -> tuple[Address, ...]:
         """Who decides the next block."""

@@ -18,7 +18,7 @@ from swarm.ledger.rpc import LedgerProvider, Rpc
 from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
 from swarm.node.standby import Standby, part
-from swarm.rounds import fault_max
+from swarm.quorum import faults_max
 
 if TYPE_CHECKING:
     from swarm.ledger.web_server import Server
@@ -143,7 +143,7 @@ class EmbeddedChain:
             "timestamp_ms": head.timestamp_ms,
             "chain_id": self.ledger.chain_id,
             "validators": [checksum(validator) for validator in validators],
-            "faults_tolerated": fault_max(len(validators)),
+            "faults_tolerated": faults_max(len(validators)),
             **await self._liveness(),
             "contradictions": [
                 {

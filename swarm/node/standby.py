@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from swarm.consensus.quorum import quorum
 from swarm.consensus.standby import Report, absentees, listened, owed
 from swarm.encoding import Address, from_hex, to_hex
 from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Contracts, Member
+from swarm.quorum import quorum
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from swarm.consensus import Certificate, Consensus, Decide, Effect, Qbft
 from swarm.consensus.messages import Proposal, commit_digest
-from swarm.consensus.quorum import quorum
 from swarm.consensus.record import Lock
 from swarm.consensus.voters import Voters
 from swarm.encoding import Address, Digest
 from swarm.errors import PeerError
+from swarm.quorum import quorum
 
 
 class _ForgetsLock(Qbft):

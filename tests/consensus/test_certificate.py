@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.cheap import CHAIN_ID, digest_of, recover
-from swarm.consensus import Certificate, Qbft, check_certificate, faults_max, quorum
+from swarm.consensus import Certificate, Qbft, check_certificate
 from swarm.consensus.messages import Commit, Message, Proposal, RoundChange
 from swarm.encoding import keccak256, pack
 from swarm.errors import PeerError
 from swarm.identity import Identity
+from swarm.quorum import faults_max, quorum
 from tests.consensus.bench import Bench, only, payload_of
 from tests.consensus.planted import MixesViews, check_mixed
 

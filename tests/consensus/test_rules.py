@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 
 from sim.cheap import CHAIN_ID, digest_of
-from swarm.consensus import Contradiction, Qbft, faults_max, quorum
+from swarm.consensus import Contradiction, Qbft
 from swarm.consensus.messages import Commit, Message, Prepare, Prepared, Proposal, RoundChange
 from swarm.consensus.qbft import RESEND_MAX_S, TIMEOUT_MAX_S
 from swarm.errors import PeerError
+from swarm.quorum import faults_max, quorum
 from tests.consensus.bench import TIMEOUT_S, Bench, kinds, only, payload_of
 from tests.consensus.planted import Hurries
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from sim.cheap import CHAIN_ID, KeyedHash, digest_of
-from swarm.consensus import faults_max, quorum
 from swarm.consensus.messages import Prepare, prepare_digest
 from swarm.errors import PeerError
+from swarm.quorum import faults_max, quorum
 from tests.consensus.bench import Bench, only, payload_of
 from tests.consensus.test_heights import VALIDATORS, consensus_of, payload, prepare, proposal
 
@@ -53,8 +53,8 @@ SPECIFICATION: dict[str, tuple[str, str]] = {
         "qbft.Qbft._built",
         "test_rules.test_a_proposer_with_nothing_to_execute_stays_awake_and_tries_again",
     ),
-    "f": ("quorum.faults_max", "test_specification.test_quorum_and_f_are_the_specifications"),
-    "quorum": ("quorum.quorum", "test_specification.test_quorum_and_f_are_the_specifications"),
+    "f": ("swarm.quorum.faults_max", "test_specification.test_quorum_and_f_are_the_specifications"),
+    "quorum": ("swarm.quorum.quorum", "test_specification.test_quorum_and_f_are_the_specifications"),
     "roundTimeout": ("qbft.Qbft._run_timer", "test_rules.test_views_grow_longer_up_to_a_minute"),
     "replaceRoundInBlock": ("messages.Prepared", "test_rules.test_a_prepared_block_survives_a_view_change"),
     "hashBlockForCommitSeal": (
@@ -146,8 +146,10 @@ BESIDES: dict[str, tuple[str, str]] = {
 
 
 def _found(place: str) -> object:
-    module, *names = place.split(".")
-    found: object = importlib.import_module(f"swarm.consensus.{module}")
+    """What a cell of the table names: in `swarm.consensus`, unless it says where."""
+    within = "swarm" if place.startswith("swarm.") else "swarm.consensus"
+    module, *names = place.removeprefix("swarm.").split(".")
+    found: object = importlib.import_module(f"{within}.{module}")
     for name in names:
         found = getattr(found, name)
     return found

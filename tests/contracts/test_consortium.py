@@ -12,6 +12,7 @@ from swarm.errors import RejectedError
 from swarm.ledger.abi import interface
 from swarm.ledger.artifact import Artifact
 from swarm.ledger.genesis import CONSORTIUM
+from swarm.quorum import quorum
 from tests.contracts.chain import Chain, address, founder, node, operator
 
 PRINT = bytes(range(32))
@@ -359,8 +360,8 @@ def test_standby_stops_at_the_floor_as_leave_does(count: int, standbys: int) -> 
     chain = consortium(count)
     assert chain.ask(CONSORTIUM, "floor") == min(4, count)
     for gone in range(standbys):
-        others = [i for i in range(gone + 1, count)]
-        absent(chain, gone, *others[: -(-2 * len(others) // 3)])
+        others = list(range(gone + 1, count))
+        absent(chain, gone, *others[: quorum(len(others))])
     assert len(validators(chain)) == count - standbys
     with pytest.raises(RejectedError, match="too few validators would stand"):
         absent(chain, count - 1, count - 2)

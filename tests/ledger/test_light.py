@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from swarm.config import MemberConfig, SwarmConfig
-from swarm.consensus import Certificate, quorum
+from swarm.consensus import Certificate
 from swarm.encoding import Digest, keccak256
 from swarm.errors import PeerError
 from swarm.identity import Identity, recover
@@ -20,6 +20,7 @@ from swarm.ledger.genesis import CONSORTIUM
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.light import LightFollower, Roll, Sealed, tells_of_members, tells_of_recovery
 from swarm.ledger.recovery import Manifest, Recovery
+from swarm.quorum import quorum
 from tests.ledger import world
 from tests.ledger.world import MEMBERS, OPERATORS
 

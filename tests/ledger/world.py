@@ -10,7 +10,6 @@ from eth_account import Account
 from swarm.config import MemberConfig, SwarmConfig
 from swarm.consensus.certificate import Certificate
 from swarm.consensus.messages import commit_digest
-from swarm.consensus.quorum import quorum
 from swarm.encoding import Address, Digest, keccak256
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import interface
@@ -18,6 +17,7 @@ from swarm.ledger.block import Transaction, encode_payload
 from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
 from swarm.ledger.judging import ExecutionCache
 from swarm.ledger.ledger import Head, Ledger
+from swarm.quorum import quorum
 
 CHAIN = 4242
 CREATED_MS = 1_700_000_000_000
