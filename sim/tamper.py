@@ -278,10 +278,10 @@ class Campaign:
         return self._objects.put(path.read_bytes())
 
     def _round(self, run: int) -> None:
-        members = self._court.members
+        members, number = self._court.members, len(self._earlier) - 2
         self._decide(
             [
-                Call(m, "submit", (run, self._number(run), self._model(0.1), self._chance.randint(1, 1000), b"{}"))
+                Call(m, "submit", (run, number, self._model(0.1), self._chance.randint(1, 1000), b"{}"))
                 for m in members
             ]
         )
@@ -302,9 +302,6 @@ class Campaign:
         self._check(run, before, kind, liar, tampered, right)
         self._objects.withheld.clear()
         self._earlier.append(right)
-
-    def _number(self, run: int) -> int:
-        return self._court.state(run).round
 
     def _tampered(self, kind: str, state: RoundState, right: Digest) -> Digest:
         if kind == "nothing":

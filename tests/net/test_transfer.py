@@ -13,7 +13,7 @@ from swarm.encoding import Address, Digest, Item, data_of, list_of, number, pack
 from swarm.errors import PeerError, StorageError, UnavailableError
 from swarm.merkle import CHUNK_BYTES, digest_of
 from swarm.net import transfer
-from swarm.net.transfer import pull, serve_objects
+from swarm.net.transfer import pull, pull_chunks, serve_objects
 from swarm.net.transport import Transport
 from swarm.store import Store
 from tests.net.kit import Swarm, identity, until
@@ -356,3 +356,35 @@ async def test_nonsense_is_declined(swarm: Swarm, tmp_path: Path) -> None:
         with pytest.raises(UnavailableError):
             await me.transport.request(source.me, transfer.PROTOCOL, junk, timeout_s=5)
     assert CHUNK_BYTES == MIB
+
+
+async def test_some_chunks_are_pulled_once_and_the_rest_later(swarm: Swarm, tmp_path: Path) -> None:
+    me, (source,) = await sites(swarm, tmp_path, None)
+    data = blob(6 * MIB + 5)
+    digest = source.store.put(data)
+    asked = {"size": len(data)}
+    found = await pull_chunks(me.transport, me.store, digest, (source.me,), {1, 4, 6}, **asked)
+    assert not me.store.has(digest)
+    assert found.path.stat().st_size == len(data)
+    for chunk in (1, 4, 6):
+        part = data[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+        assert found.path.read_bytes()[chunk * CHUNK_BYTES :][: len(part)] == part
+    assert sorted(first for what, first, _ in source.asked if what == b"range") == [1, 4, 6]
+    source.asked.clear()
+    await pull_chunks(me.transport, me.store, digest, (source.me,), {4, 6}, **asked)
+    assert not [first for what, first, _ in source.asked if what == b"range"]
+    await pull(me.transport, me.store, digest, (source.me,), size_max=len(data))
+    assert me.store.read(digest, 0, len(data)) == data
+    assert 1 not in [first for what, first, _ in source.asked if what == b"range"]
+    whole = await pull_chunks(me.transport, me.store, digest, (), {0}, **asked)
+    assert whole.path.read_bytes() == data
+
+
+async def test_chunks_of_an_object_of_another_size_are_not_taken(swarm: Swarm, tmp_path: Path) -> None:
+    me, (source,) = await sites(swarm, tmp_path, None)
+    digest = source.store.put(blob(2 * MIB))
+    for size, match in ((3 * MIB, "3145728 belong"), (MIB, "at most 1048576")):
+        with pytest.raises(PeerError, match=match):
+            await pull_chunks(me.transport, me.store, digest, (source.me,), {0}, size=size)
+    with pytest.raises(ValueError, match="chunks 2 to 2"):
+        await pull_chunks(me.transport, me.store, digest, (source.me,), {2}, size=2 * MIB)

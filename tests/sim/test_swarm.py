@@ -64,6 +64,13 @@ def test_one_liar_neither_stops_nor_bends_a_run(liar: str) -> None:
     assert any(signs[liar] in line for line in told), "the liar did not get to lie: other seeds are needed"
 
 
+@pytest.mark.parametrize("liar", ["", "bit", "withhold", "refuse"])
+def test_members_that_merge_parts_let_nothing_through(liar: str) -> None:
+    """Those who were not assigned what is wrong hear the evidence."""
+    outcomes = [well(Plan(seed=seed, members=7, verify_all=2, liar=liar, liars=2, rounds=3)) for seed in (0, 4)]
+    assert liar != "bit" or sum(outcome.wrong_publications for outcome in outcomes) > 0
+
+
 def test_two_of_seven_that_collude_get_nothing_through() -> None:
     outcomes = [well(Plan(seed=seed, members=7, liar="collude", liars=2, rounds=4)) for seed in (4, 14)]
     assert sum(outcome.wrong_publications for outcome in outcomes) > 0
