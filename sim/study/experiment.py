@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,7 @@ def load_experiment(path: Path) -> Experiment:
     return experiment
 
 
-def _values(
-    kind: type[T], table: object, where: str, *, without: frozenset[str] | set[str] = frozenset()
-) -> dict[str, Any]:
+def _values(kind: type[Any], table: object, where: str, *, without: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{where} is a table of settings, found {table!r}")
     possible = {f.name: f for f in fields(kind) if f.name not in without}
