@@ -40,9 +40,11 @@ def slow_sites(seed: int, submissions_min: int) -> Plan:
     )  # fmt: skip
 
 
-def test_a_policy_by_which_two_submissions_of_seven_members_make_a_round_is_noticed_within_3_seeds() -> None:
-    """Not a mistake of a node but of a policy: the two that may be dishonest are a quorum of two or three."""
-    assert "but the merge of its submissions is" in next(failures(slow_sites(seed, 2) for seed in range(3)))
+def test_two_that_collude_are_no_quorum_of_a_round_with_two_submissions() -> None:
+    """The contract counts against those who consent to the run, not against those who submitted."""
+    outcomes = [run(slow_sites(seed, submissions_min=2)) for seed in (0, 2)]
+    assert not any(outcome.failure for outcome in outcomes)
+    assert all(outcome.wrong_publications for outcome in outcomes)
 
 
 def test_the_same_plans_without_the_mistake_are_well() -> None:
