@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow fuzz bench bench-merge check format others clean
+.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS

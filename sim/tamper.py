@@ -280,10 +280,7 @@ class Campaign:
     def _round(self, run: int) -> None:
         members, number = self._court.members, len(self._earlier) - 2
         self._decide(
-            [
-                Call(m, "submit", (run, number, self._model(0.1), self._chance.randint(1, 1000), b"{}"))
-                for m in members
-            ]
+            [Call(m, "submit", (run, number, self._model(0.1), self._chance.randint(1, 1000), b"{}")) for m in members]
         )
         before = self._court.state(run)
         liar, kind = before.leader, self._chance.choice(list(KINDS))

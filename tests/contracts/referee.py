@@ -254,7 +254,7 @@ def _verified(book: Referee, args: Args) -> None:
     _verdict(book, args)
     before = book.verified.get(book.sender, 0)
     hold(before == 0 or book.sender in book.attested, "who adds parts attested before")
-    hold(before or book.sender not in book.attested, "who verified all adds nothing")
+    hold(before != 0 or book.sender not in book.attested, "who verified all adds nothing")
     hold(args["parts"] & before == before and args["parts"] != before, "verified parts only grow")
     book.verified[book.sender] = args["parts"]
 
