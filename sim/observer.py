@@ -85,6 +85,8 @@ class Observer:
         self.closed: list[Digest] = []
         """The checkpoint of every closed round."""
         self.finished: Digest | None = None
+        self.calls = 0
+        """Transactions in all blocks."""
         self.wrong_publications = 0
         self.replacements = 0
         self.struck = 0
@@ -106,6 +108,7 @@ class Observer:
                 continue
             assert number == len(self._hashes), "blocks are looked at in order"
             self._hashes.append(digest)
+            self.calls += len(block.raws)
             self._story.note(f"block {number} {digest.hex()}")
             for receipt in block.receipts:
                 for log in receipt.logs:

@@ -61,6 +61,8 @@ class Outcome:
     calm_s: float
     """How long the run went on after the troubles were over."""
     blocks: int
+    calls: int
+    """Transactions in them."""
     events: int
     troubles: int
     checkpoint: Digest | None
@@ -202,6 +204,7 @@ class World:
             cpu_s=time.process_time() - self._began_s,
             calm_s=self._calm_s,
             blocks=observer.height,
+            calls=observer.calls,
             events=self.story.events,
             troubles=self.troubles.count,
             checkpoint=observer.finished,

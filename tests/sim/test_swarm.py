@@ -30,10 +30,14 @@ def test_a_calm_swarm_trains_its_rounds() -> None:
     assert outcome.replacements == outcome.struck == outcome.restarts == 0
 
 
-def test_a_run_costs_few_blocks() -> None:
-    outcome = well(Plan(seed=1, members=4, rounds=3))
-    # Four calls to begin with; a round has four submissions, a publication and the attestations after it.
-    assert outcome.blocks <= 4 + 3 * 6 + 3
+@pytest.mark.parametrize("seed", range(3))
+def test_a_calm_run_costs_one_call_of_each_member_for_each_step(seed: int) -> None:
+    """No call is made twice and no block is empty; calls that meet share one."""
+    outcome = well(Plan(seed=seed, members=4, rounds=3))
+    # A proposal, three more consents and four that join; then, a round, four submissions, a publication, and of the
+    # others' three attestations the two that close it or all.
+    assert 8 + 3 * (4 + 1 + 2) <= outcome.calls <= 8 + 3 * (4 + 1 + 3)
+    assert outcome.blocks < outcome.calls
 
 
 @pytest.mark.parametrize("members", [1, 2, 3])
@@ -72,8 +76,11 @@ def test_members_that_merge_parts_let_nothing_through(liar: str) -> None:
 
 
 def test_two_of_seven_that_collude_get_nothing_through() -> None:
-    outcomes = [well(Plan(seed=seed, members=7, liar="collude", liars=2, rounds=4)) for seed in (4, 14)]
-    assert sum(outcome.wrong_publications for outcome in outcomes) > 0
+    """Until both of them have led: which seeds those are changes with the story."""
+    for seed in range(4, 24):
+        if well(Plan(seed=seed, members=7, liar="collude", liars=2, rounds=4)).wrong_publications == 2:
+            return
+    pytest.fail("in none of twenty seeds did both liars lead")
 
 
 @pytest.mark.parametrize("liar", ["wrong", "bit"])
