@@ -27,7 +27,7 @@ from swarm.ledger.client import Contracts
 from swarm.ledger.confirmed import Confirmed
 from swarm.ledger.connection import ANSWER_MAX_BYTES, Connection
 from swarm.ledger.deploy import CODE_MAX_BYTES, INIT_CODE_MAX_BYTES, deploy
-from swarm.ledger.external import ExternalNetwork, Places, counted, expected_code
+from swarm.ledger.external import Counted, ExternalNetwork, Places, counted, expected_code
 from swarm.ledger.genesis import CONSORTIUM, RUNS, consortium_creation
 from swarm.ledger.rpc import LedgerProvider
 from tests.ledger import world
@@ -71,6 +71,22 @@ async def deployed(anvil: Anvil, link: Connection) -> tuple[Places, Contracts]:
 
 def contracts_at(link: Any, places: Places) -> Contracts:
     return Contracts(AsyncWeb3(link), consortium=places.consortium, runs=places.runs, since=places.block, free=False)
+
+
+class Deep:
+    """A chain of which only what has some blocks on it counts."""
+
+    def __init__(self, anvil: Anvil, link: Connection, confirmations: int) -> None:
+        self.view = Confirmed(link)
+        self.last: Counted | None = None
+        self._anvil, self._network, self._confirmations = anvil, ExternalNetwork(link), confirmations
+
+    async def mine(self, blocks: int = 1) -> int:
+        """Some more blocks; the last one that counts then."""
+        self._anvil.mine(blocks)
+        _, self.last = await counted(self._network, self.last, self._confirmations)
+        self.view.height = self.last.number
+        return self.last.number
 
 
 async def propose(contracts: Contracts, name: str = "hearts") -> int:
@@ -170,23 +186,19 @@ async def test_a_deployment_goes_on_where_it_stopped(anvil: Anvil) -> None:
 async def test_what_is_not_deep_enough_is_not_there_yet(anvil: Anvil) -> None:
     async with linked(anvil.url) as link:
         places, now = await deployed(anvil, link)
-        anvil.mine(4)
-        network, view = ExternalNetwork(link), Confirmed(link)
-        _, deep = await counted(network, None, 3)
-        view.height = deep.number
-        contracts = contracts_at(view, places)
+        deep = Deep(anvil, link, 3)
+        last = await deep.mine(4)
+        contracts = contracts_at(deep.view, places)
         await propose(now)
         assert len(await now.runs()) == 1
         assert await contracts.runs() == ()
-        assert await contracts.events(0) == await now.events(0, deep.number)
-        assert await contracts.height() == deep.number == anvil.height - 4
+        assert await contracts.events(0) == await now.events(0, last)
+        assert await contracts.height() == last == anvil.height - 4
         waiting = asyncio.ensure_future(propose(contracts, "lungs"))
-        await until(lambda: anvil.height >= deep.number + 5)
+        await until(lambda: anvil.height >= last + 5)
         for _ in range(3):
             assert not waiting.done()
-            anvil.mine()
-            _, deep = await counted(network, deep, 3)
-            view.height = deep.number
+            await deep.mine()
             await asyncio.sleep(0.05)
         assert await asyncio.wait_for(waiting, PATIENCE_S) == 2
         assert [run.name for run in await contracts.runs()] == ["hearts", "lungs"]
@@ -221,19 +233,15 @@ async def test_a_transaction_that_a_reorg_drops_is_sent_again(anvil: Anvil, monk
     monkeypatch.setattr(endpoint, "RESEND_S", 0.05)
     async with linked(anvil.url) as link:
         places, _ = await deployed(anvil, link)
-        anvil.mine(4)
-        network, view = ExternalNetwork(link), Confirmed(link)
-        _, deep = await counted(network, None, 2)
-        view.height = deep.number
-        contracts = contracts_at(view, places)
+        deep = Deep(anvil, link, 2)
+        last = await deep.mine(4)
+        contracts = contracts_at(deep.view, places)
         waiting = asyncio.ensure_future(propose(contracts))
-        await until(lambda: anvil.height >= deep.number + 3)
+        await until(lambda: anvil.height >= last + 3)
         anvil.reorg(1)
         for _ in range(60):
             await asyncio.sleep(0.05)
-            anvil.mine()
-            _, deep = await counted(network, deep, 2)
-            view.height = deep.number
+            await deep.mine()
             if waiting.done():
                 break
         assert await asyncio.wait_for(waiting, PATIENCE_S) == 1
