@@ -121,7 +121,7 @@ def run(prepared: Prepared, folder: Path, *, resume: bool, tell: Callable[[Job, 
     parts = folder / "jobs"
     parts.mkdir(exist_ok=True)
     done: list[Done] = []
-    with _one_thread():
+    with one_thread():
         for job in prepared.jobs:
             path = parts / f"{job.name}.json"
             if path.exists():
@@ -184,7 +184,7 @@ def _finite(outputs: Tensor, model: str, job: Job) -> list[list[float]]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums of floats depend on how many threads share them; one gives the same results everywhere, and is quicker."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

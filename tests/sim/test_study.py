@@ -1,0 +1,276 @@
+"""A comparison is fair, repeatable, and the swarm in it is the swarm."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from sim.study import arms, ledgered, study
+from sim.study.experiment import Experiment, Scenario, load_experiment
+from sim.study.recipes import Site, load_recipe, sites_of
+from sim.study.report import page
+from sim.study.results import results
+from sim.study.scenario import placed
+from swarm.cli import app
+from swarm.config import Policy
+from swarm.errors import ConfigError
+
+NODES = Path(__file__).parents[2] / "nodes"
+HEART = load_recipe(NODES / "heart")
+SITES = sites_of(HEART)
+CALM = Scenario()
+SHORT = Policy(name="short", rounds=3, sync_interval=5, merge="mean", weight_ratio_max=1e9)
+QUICK = Experiment("quick", NODES / "heart", SHORT, seeds=2, leave_one_out=False, bootstrap=100)
+
+
+def of(policy: Policy = SHORT, scenario: Scenario = CALM, sites: Sequence[Site] = SITES) -> arms.Study:
+    return arms.Study(HEART, policy, scenario, sites)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with study.one_thread():
+        yield
+
+
+def same(one: nn.Module, other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.state_dict().items())
+
+
+def plain_fedavg(of_study: arms.Study, seed: int) -> Mapping[str, Tensor]:
+    """FedAvg in one process, whose mean is computed exactly: whole steps of 2**-32, fractions, one rounding."""
+    state = of_study.recipe.new_model(seed).state_dict()
+    step = 2**of_study.policy.step_bits
+    for number in range(of_study.policy.rounds):
+        models, samples = [], []
+        for peer in of_study.peers:
+            models.append(of_study.recipe.new_model(seed))
+            models[-1].load_state_dict(state)
+            samples.append(of_study.train_round(models[-1], peer, seed, number))
+        after = {}
+        for name, base in state.items():
+            changes = [(model.state_dict()[name] - base).flatten().tolist() for model in models]
+            mean = [
+                sum(w * round(Fraction(change) * step) for w, change in zip(samples, column, strict=True))
+                for column in zip(*changes, strict=True)
+            ]
+            moved = torch.tensor(mean, dtype=torch.float64) * float(Fraction(1, sum(samples) * step))
+            after[name] = (base.double().flatten() + moved).float().view_as(base)
+        state = after
+    return state
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_swarms_weighted_mean_is_a_plain_fedavg_loop_to_the_last_bit(seed: int) -> None:
+    trained = arms.swarm(of(), seed)
+    assert same(trained.model, plain_fedavg(of(), seed))
+    # The server's float arithmetic differs in the last digits only.
+    server = arms.federated(of(), seed).state_dict()
+    assert all(torch.allclose(value, server[name], atol=1e-6) for name, value in trained.model.state_dict().items())
+
+
+@pytest.mark.parametrize("merge", ["mean", "norm_bounded_mean"])
+def test_real_nodes_with_a_ledger_end_with_the_same_bytes(merge: str) -> None:
+    policy = replace(SHORT, merge=merge, rounds=2)
+    assert ledgered.swarm(of(policy), 1).checkpoint == arms.swarm(of(policy), 1).checkpoint
+
+
+def test_a_planted_change_of_one_order_is_seen_in_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = arms.swarm(of(), 0).checkpoint
+    monkeypatch.setattr(arms.Study, "order_of", lambda self, seed, number, round_: seed + round_ // 3 + number // 3)
+    assert arms.swarm(of(), 0).checkpoint != right
+
+
+def test_every_batch_of_a_pass_is_of_other_rows() -> None:
+    batches = list(arms.stream(10, 4, torch.Generator().manual_seed(0), 7))
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2, 4]
+    assert sorted(torch.cat(batches[:3]).tolist()) == list(range(10))
+
+
+def test_who_is_left_out_teaches_nothing_not_even_the_scaling() -> None:
+    without = arms.Study(HEART, SHORT, Scenario(), SITES, left_out="va")
+    spoiled = [replace(s, train=replace(s.train, x=s.train.x * 1e6)) if s.name == "va" else s for s in SITES]
+    again = arms.Study(HEART, SHORT, Scenario(), spoiled, left_out="va")
+    assert same(arms.pooled(without, 0), arms.pooled(again, 0).state_dict())
+    assert not same(arms.pooled(of(), 0), arms.pooled(of(sites=spoiled), 0).state_dict())
+
+
+def test_who_is_late_leaves_or_is_slow_takes_part_accordingly() -> None:
+    scenario = Scenario(late={"va": 1}, leaves={"cleveland": 2}, slow={"hungarian": 0.4})
+    there = [[peer.name for peer in of(scenario=scenario).present(number)] for number in range(3)]
+    assert there == [
+        ["cleveland", "hungarian", "switzerland"],
+        ["cleveland", "hungarian", "switzerland", "va"],
+        ["hungarian", "switzerland", "va"],
+    ]
+    assert [of(scenario=scenario).batches(peer) for peer in of().peers] == [5, 2, 5, 5]
+
+
+def share(site: Site) -> float:
+    return float(site.train.y.mean())
+
+
+def test_rows_are_dealt_out_as_the_scenario_says() -> None:
+    whole = sum(len(site.train) for site in SITES)
+    even = placed(SITES, Scenario("even", sites=5), "binary")
+    assert sum(len(site.train) for site in even) == whole
+    assert max(len(site.train) for site in even) - min(len(site.train) for site in even) <= 2
+    sizes = placed(SITES, Scenario("sizes", shares=(0.6, 0.3, 0.1)), "binary")
+    assert [round(len(site.train) / whole, 1) for site in sizes] == [0.6, 0.3, 0.1]
+    prevalence = placed(SITES, Scenario("prevalence", shares=(0.8, 0.5, 0.1)), "binary")
+    assert [round(share(site), 2) for site in prevalence] == [0.8, 0.5, 0.1]
+    assert len({len(site.train) for site in prevalence}) == 1
+    missing = placed(SITES, Scenario("missing", sites=3, lacks=1), "binary")
+    assert share(missing[0]) == 0
+    assert all(0 < share(site) < 1 for site in missing[1:])
+    uneven = placed(SITES, Scenario("dirichlet", sites=3, alpha=0.5), "binary")
+    assert sum(len(site.train) for site in uneven) == whole
+    rare = placed(SITES, Scenario(test_prevalence=0.1), "binary")
+    ill, all_ = sum(float(s.test.y.sum()) for s in rare), sum(len(s.test) for s in rare)
+    assert 0.05 < ill / all_ < 0.15
+
+
+def test_no_row_is_dealt_out_twice() -> None:
+    numbered = [copy.copy(site) for site in SITES]
+    begin = 0
+    for i, site in enumerate(numbered):
+        rows = torch.arange(begin, begin + len(site.train), dtype=torch.float64)[:, None]
+        numbered[i] = replace(site, train=replace(site.train, x=rows))
+        begin += len(rows)
+    for scenario in (
+        Scenario("even", sites=3), Scenario("dirichlet", sites=4), Scenario("missing", sites=2),
+        Scenario("prevalence", shares=(0.9, 0.1)),
+    ):  # fmt: skip
+        dealt = torch.cat([site.train.x for site in placed(numbered, scenario, "binary")]).flatten().tolist()
+        assert len(set(dealt)) == len(dealt)
+
+
+def test_the_same_experiment_gives_the_same_results_also_after_an_interruption(tmp_path: Path) -> None:
+    prepared = study.prepare(QUICK)
+    first = results(prepared, study.run(prepared, tmp_path / "a", resume=False, tell=lambda job, arm: None))
+
+    def stop(job: study.Job, arm: str) -> None:
+        if (job.seed, arm) == (1, "swarm"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(prepared, tmp_path / "b", resume=False, tell=stop)
+    told: list[int] = []
+    done = study.run(prepared, tmp_path / "b", resume=True, tell=lambda job, arm: told.append(job.seed))
+    assert set(told) == {1}, "a finished job was done again"
+    assert json.dumps(results(prepared, done)) == json.dumps(first)
+    with pytest.raises(ConfigError, match="--resume"):
+        study.run(prepared, tmp_path / "b", resume=False, tell=lambda job, arm: None)
+    other = study.prepare(replace(QUICK, seeds=1))
+    with pytest.raises(ConfigError, match="other settings"):
+        study.run(other, tmp_path / "b", resume=True, tell=lambda job, arm: None)
+
+
+EXPERIMENT = '[experiment]\nname = "small"\nrecipe = "{nodes}/heart"\npolicy = "run.toml"\nseeds = 1\nbootstrap = 100\n'
+RUN = '[run]\nname = "small"\nrounds = 2\nsync_interval = 2\n'
+
+
+def written(folder: Path, more: str = "", run: str = RUN) -> Path:
+    (folder / "run.toml").write_text(run)
+    (folder / "compare.toml").write_text(EXPERIMENT.format(nodes=NODES) + more)
+    return folder / "compare.toml"
+
+
+def test_the_command_writes_what_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["compare", str(written(tmp_path)), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "swarm" in done.output
+    found = json.loads((out / "results.json").read_text())
+    assert set(found["measures"]) == {"local", "pooled", "federated", "swarm"}
+    assert set(found["unseen"]) == {"cleveland", "hungarian", "switzerland", "va"}
+    assert set(found["groups"]) == {"age: under 55", "age: 55 and over", "sex: men", "sex: women"}
+    assert "NaN" not in (out / "results.json").read_text()
+    html = (out / "report.html").read_text()
+    assert html == page(found)
+    assert html.count("<svg") == 3
+    assert "<script" not in html
+    assert 'src="' not in html
+    again = CliRunner().invoke(app, ["compare", str(tmp_path / "compare.toml"), "--out", str(out)])
+    assert again.exit_code == 2
+    assert "--resume" in again.output
+
+
+WRONG = {
+    "sedes = 3": "has no 'sedes'",
+    "[scenari]": "no table [scenari]",
+    "seeds2 = 1": "has no 'seeds2'",
+    'arms = ["local", "magic"]': "of local, pooled, federated, swarm",
+    "leave_one_out = 3": "leave_one_out = 3",
+    "ledger_seeds = [7]": "ledger_seeds",
+    "[scenario]\nkind = 'odd'": "one of natural",
+    "[scenario]\nkind = 'even'": "sites = 0",
+    "[scenario]\nkind = 'sizes'\nshares = [0.5, 0.2]": "1 in sum",
+    "[scenario]\nkind = 'sizes'\nshares = [1.0, 0.0]": "site-2 has no training rows",
+    "[scenario]\nkind = 'missing'\nsites = 3\nlacks = 7": "lacks = 7",
+    "[scenario]\nunseen = ['berlin']": "no site 'berlin'",
+    "[scenario]\nunseen = ['va', 'hungarian', 'cleveland']": "fewer than two sites train",
+    "[scenario]\nlate = { va = 2 }": "round 1 to 1",
+    "[scenario]\nslow = { va = 0 }": "a share of the batches",
+    "[scenario]\nleaves = { va = 1, hungarian = 1, cleveland = 1 }": "sites take part",
+}
+
+
+@pytest.mark.parametrize(("more", "said"), list(WRONG.items()))
+def test_what_cannot_work_is_said_before_anything_is_trained(more: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        study.prepare(load_experiment(written(tmp_path, more)))
+    assert said in str(error.value)
+
+
+def test_a_merge_that_does_not_suit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    sums = RUN + 'merge = "sum"\nweights = "equal"\n'
+    with pytest.raises(ConfigError, match="averages"):
+        load_experiment(written(tmp_path, run=sums))
+    krum = RUN + 'merge = "multi_krum"\nweights = "equal"\nfaults = 1\nsubmissions_min = 5\n'
+    with pytest.raises(ConfigError, match="submissions_min"):
+        study.prepare(load_experiment(written(tmp_path, run=krum)))
+
+
+def test_a_site_that_tests_one_class_has_no_area_and_the_table_says_so() -> None:
+    sites = [replace(s, test=s.test.pick([i for i in range(len(s.test)) if s.test.y[i] == 1])) for s in SITES[:1]]
+    prepared = study.Prepared(replace(QUICK, seeds=1), HEART, [*sites, *SITES[1:]], [study.Job(0)])
+    found = results(prepared, [study.Done(study.Job(0), _even(prepared), "")])
+    assert found["measures"]["swarm"]["cleveland"]["auc"] == {"undefined": "a class has no test row"}
+    assert "undefined: a class has no test row" in page(found)
+
+
+def _even(prepared: study.Prepared) -> study.Outputs:
+    chance = np.random.default_rng(0)
+    models = ["pooled", "federated", "swarm", *(f"local {site.name}" for site in prepared.sites)]
+    return {m: {s.name: chance.normal(size=(len(s.test), 1)).tolist() for s in prepared.sites} for m in models}
+
+
+@pytest.mark.parametrize("name", ["tb", "pneumonia"])
+def test_the_other_examples_are_recipes(name: str) -> None:
+    recipe = load_recipe(NODES / name)
+    sites = sites_of(recipe)
+    model = recipe.new_model(0)
+    agreed = recipe.agree([(site.train.x, site.train.y) for site in sites])
+    few = sites[0].train.pick(range(recipe.BATCH))
+    loss = recipe.loss(model, recipe.scaled(few.x, agreed), few.y, agreed)
+    assert torch.isfinite(loss)
+    assert load_experiment(NODES / name / "compare.toml").seeds == 5
+
+
+def test_a_folder_that_is_no_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recipe\.py is missing"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.py").write_text("KIND = 'binary'\nBATCH = 4\n")
+    with pytest.raises(ConfigError, match="has no load"):
+        load_recipe(tmp_path)
