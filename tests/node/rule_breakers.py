@@ -26,7 +26,7 @@ from swarm.net.transfer import PROTOCOL
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
 from swarm.node.participation import Participation
 from swarm.node.process import run_node
-from swarm.rounds import Duty, Merge, Phase, Publish, Submit, same_work
+from swarm.rounds import Attest, Duty, Merge, Phase, Publish, Refuse, Submit, same_work
 from swarm.store import Store
 
 DIE_IN_ROUND = 2
@@ -114,6 +114,17 @@ class SubmitsNonsense(Participation):
             data[-4:] = b"\x00\x00\xc0\x7f"
             duty = replace(duty, update=replace(duty.update, digest=self._store.put(bytes(data))))
         await super()._perform(duty)
+
+
+class Credulous(Participation):
+    """Attests what the leader published even where its own merge gave something else."""
+
+    async def _perform(self, duty: Duty) -> None:
+        said = duty
+        if isinstance(duty, Refuse):
+            said = Attest(duty.run, duty.round, duty.view, duty.published)
+        await super()._perform(said)
+        self._running.pop(same_work(duty), None)
 
 
 class NeverSpeaks(Participation):
@@ -244,6 +255,7 @@ KINDS: dict[str, type[Participation]] = {
         DiesDuringAttest,
         PublishesAnother,
         PublishesOneBit,
+        Credulous,
         NeverSpeaks,
         SubmitsNonsense,
         Tampers,

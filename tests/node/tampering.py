@@ -92,7 +92,10 @@ class Told:
     harmless: Counter[str] = field(default_factory=Counter)
     """The right digest, published by the liar, in rounds that closed."""
     rounds: int = 0
+    slow: int = 0
+    """Turns of honest leaders that ended because time did: the machine was busy. Nobody is blamed for it."""
     proofs: int = 0
+    """Refusals, each with evidence that proves the tampering."""
     took_s: float = 0.0
 
 
@@ -111,10 +114,10 @@ class Trial:
         self._operators = threading.Lock()
         self._honest = [name for name in setting.names if name != LIAR]
 
-    def start(self) -> None:
-        """Start every node, and wait until it answers."""
+    def start(self, *, others: str | None = None) -> None:
+        """Start every node, and wait until it answers; `others` is the kind of those that are not the liar."""
         for name in self.setting.names:
-            self._hospitals.start(name, kind=f"Tampers:{self.seed}" if name == LIAR else None)
+            self._hospitals.start(name, kind=f"Tampers:{self.seed}" if name == LIAR else others)
         for name in self.setting.names:
             self._hospitals.ask(name, "swarm_status")
 
@@ -231,7 +234,10 @@ class Verdict:
             raise Failure(f"run {self.run}: {failure}\n{story}\nthe liar: {did}") from failure
 
     def _of(self, ledger: Ledger, scratch: Path) -> Told:
-        told = Told(self.run, rounds=len(ledger.story.closed))
+        ends = [end for one in ledger.rounds for end in one.replaced if end["leader"] != LIAR]
+        if any(end["reason"] not in ("silent", "unattested") for end in ends):
+            raise Failure(f"an honest leader was blamed: {ends}")
+        told = Told(self.run, rounds=len(ledger.story.closed), slow=len(ends))
         self._same_everywhere(ledger)
         self._merges(ledger.story, scratch)
         for one in ledger.rounds:
@@ -380,10 +386,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sum_up(done: Sequence[Told], runs_s: float, took_s: float) -> None:
     caught = sum((told.caught for told in done), Counter[str]())
     harmless = sum((told.harmless for told in done), Counter[str]())
+    rounds, proofs, slow = (sum(getattr(told, of) for told in done) for of in ("rounds", "proofs", "slow"))
     print(
-        f"{caught.total()} tamperings in {len(done)} runs of {sum(told.rounds for told in done)} rounds, all caught, "
-        f"nobody else blamed; {sum(told.proofs for told in done)} proofs checked; {runs_s / len(done):.1f} s a run, "
-        f"{took_s:.0f} s with the audit, which passed"
+        f"{caught.total()} tamperings in {len(done)} runs of {rounds} rounds, all caught, nobody else blamed; {proofs} "
+        f"proofs checked; honest leaders were too slow {slow} times; {runs_s / len(done):.1f} s a run, {took_s:.0f} s "
+        "with the audit, which passed"
     )
     print(", ".join(f"{kind} {number}" for kind, number in sorted(caught.items())))
     if harmless:
