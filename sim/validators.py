@@ -4,7 +4,7 @@ A world has a virtual clock, a network that delays, loses, doubles, reorders and
 between any two effects and in the middle of a write, clocks that run apart, validators that change with a block, and up
 to f traitors (`sim.traitors`). It heals after a while (`sim.weather`); then every honest member must reach the last
 height. At no time may two of them hold different blocks, an invalid one or one without a valid certificate, contradict
-their own votes, or prepare what the view's proposer had no reason to propose (`sim.justified`). Everything is drawn
+their own votes, or prepare what the view's proposer had no reason to propose (`sim.witness`). Everything is drawn
 from the seed: the same seed is the same story. Many seeds are `sim.consensus`.
 """
 
@@ -25,12 +25,11 @@ from sim.cheap import (
     digest_of,
     is_valid,
     make_payload,
-    recover,
     validator_addresses,
 )
-from sim.justified import is_justified
 from sim.traitors import Heard, Traitor
 from sim.weather import Weather
+from sim.witness import BrokenError, Witness, told
 from swarm.consensus import (
     Accuse,
     Broadcast,
@@ -43,7 +42,7 @@ from swarm.consensus import (
     check_certificate,
     turns,
 )
-from swarm.consensus.messages import Commit, Message, Prepare, Proposal, RoundChange, decode_message, encode_message
+from swarm.consensus.messages import Commit, Message, decode_message, encode_message
 from swarm.encoding import Address, Digest, short
 from swarm.errors import PeerError
 
@@ -54,10 +53,6 @@ Where every message needs longer than the first views last, each height takes se
 EVENTS_MAX = 200_000
 BEAT_S = 2.0
 """How often a member tells another how far it is: who does not vote hears of blocks in no other way."""
-
-
-class BrokenError(Exception):
-    """What must never happen has happened."""
 
 
 class Member:
@@ -108,16 +103,15 @@ class Simulation:
         self.events = 0
         self.weather = weather = Weather.drawn(rng, validators, traitors=traitors)
         self.everybody = validator_addresses(validators + weather.changes)
-        self._machine, self._saves, self._watch_votes, self._certificates = machine, saves, watch_votes, certificates
+        self._machine, self._saves = machine, saves
+        self._witness = Witness(self, watch_votes=watch_votes, certificates=certificates)
         self._story = story
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         self._validators = [self.everybody[:validators]]
         self._proposers = [self.everybody[:validators]]
-        self._proposed: set[tuple[int, int, Digest]] = set()
-        self._votes: dict[tuple[Address, int, type[Message], int], object] = {}
         self._sides: dict[Address, int] = {}
-        liars = set(rng.sample(self.everybody, weather.traitors))
+        liars = rng.sample(self.everybody, weather.traitors)
         self.members = {address: Member(address, rng) for address in self.everybody if address not in liars}
         heard: defaultdict[int, Heard] = defaultdict(Heard)
         self.traitors = {address: Traitor(self, address, heard, Consensus) for address in liars}
@@ -199,7 +193,7 @@ class Simulation:
         """Hand a message to the network, which does with it what the weather says."""
         rng, weather = self.rng, self.weather
         if sender in self.traitors:
-            self._note(sender, message)
+            self._witness.proposes(sender, message)
         if self.healed:
             if rng.random() < weather.loss_after:
                 return
@@ -239,10 +233,10 @@ class Simulation:
             else:
                 effects = consensus.accept(message, self._clock(member))
         except PeerError as error:
-            self._tell(address, f"refuses {_short(message)}: {error}")
+            self._tell(address, f"refuses {told(message)}: {error}")
             return
         if effects and self._story:
-            self._tell(address, f"got {_short(message)}")
+            self._tell(address, f"got {told(message)}")
         self._perform(member, effects)
         if consensus.height_seen > consensus.height and not member.syncing:
             member.syncing = True
@@ -283,7 +277,7 @@ class Simulation:
         if payload[5:9] != height.to_bytes(4, "big") or height > len(self.decided) + 1:
             return
         try:
-            self._check(height, payload, certificate)
+            self._witness.check_certified(height, payload, certificate)
         except PeerError as error:
             self._tell(address, f"refuses a block: {error}")
             return
@@ -424,20 +418,19 @@ class Simulation:
                     self._keep(member, effect)
                 case Broadcast(message=data):
                     message = _decoded(data)
-                    self._watch(member.address, message)
-                    self._tell(member.address, f"sends {_short(message)}")
+                    self._witness.says(member.address, message)
+                    self._tell(member.address, f"sends {told(message)}")
                     for receiver in self.validators(message.height):
                         if receiver != member.address:
                             self.post(member.address, receiver, message)
                 case Decide(payload=payload, certificate=certificate, height=height):
                     try:
-                        self._check(height, payload, certificate)
+                        self._witness.check_certified(height, payload, certificate)
                     except PeerError as error:
                         raise BrokenError(f"{short(member.address)} decided without a certificate: {error}") from error
                     self._append(member, payload, certificate, "decides")
-                case Accuse(member=accused, contradiction=found):
-                    if self._watch_votes and (accused not in self.traitors or found.signer(recover) != accused):
-                        raise BrokenError(f"{short(member.address)} accuses {short(accused)}, which is honest")
+                case Accuse():
+                    self._witness.accuses(member.address, effect, honest=effect.member not in self.traitors)
                     self.accusations += 1
                 case Help(member=laggard, height=height):
                     if height <= len(member.chain):
@@ -447,21 +440,14 @@ class Simulation:
     def _append(self, member: Member, payload: bytes, certificate: Certificate, how: str) -> None:
         height, digest = len(member.chain) + 1, digest_of(payload)
         self._tell(member.address, f"{how} {short(digest)} at height {height}, view {certificate.view}")
-        if height <= len(self.decided):
-            agreed = digest_of(self.decided[height - 1][0])
-            if digest != agreed:
-                raise BrokenError(
-                    f"a fork: {short(member.address)} has {short(digest)} at height {height}, "
-                    f"others have {short(agreed)}"
-                )
-        elif not is_valid(payload, height=height, parent=self.parent(height)):
-            raise BrokenError(f"{short(member.address)} decided an invalid block at height {height}")
-        else:
+        self._witness.takes(member.address, height, payload)
+        if height > len(self.decided):
             self.decided.append((payload, certificate))
         member.chain.append((payload, certificate))
         if builder_of(payload) == member.address:
-            for address in set(self.everybody) - set(self.validators(height + 1)):
-                self.show(member.address, address, payload, certificate)
+            for address in self.everybody:
+                if address not in self.validators(height + 1):
+                    self.show(member.address, address, payload, certificate)
         self._enter_height(member)
 
     def _expect_transaction(self, member: Member) -> None:
@@ -470,13 +456,6 @@ class Simulation:
             late = self.rng.random() < 0.3
             wait_s = self.rng.random() * (6.0 if late else 0.2)
             self._at(self.now_s + wait_s, partial(self._wake, member, member.life, height))
-
-    def _note(self, sender: Address, message: Message) -> None:
-        """Remember what the proposer of a view proposed and might propose."""
-        if isinstance(message, Proposal) and message.height <= len(self.decided) + 1:
-            proposers = self.proposers(message.height)
-            if proposers[message.view % len(proposers)] == sender and is_justified(message, sender, proposers):
-                self._proposed.add((message.height, message.view, message.digest))
 
     def _build(self, member: Member) -> bytes | None:
         if not self.healed and self.rng.random() < self.weather.nothing_to_build:
@@ -507,32 +486,6 @@ class Simulation:
 
     def _clock(self, member: Member) -> float:
         return self.now_s * member.rate + member.offset_s
-
-    # --- what must hold
-
-    def _check(self, height: int, payload: bytes, certificate: Certificate) -> None:
-        self._certificates(
-            certificate,
-            chain_id=CHAIN_ID,
-            height=height,
-            digest=digest_of(payload),
-            validators=self.validators(height),
-            recover=recover,
-        )
-
-    def _watch(self, address: Address, message: Message) -> None:
-        """An honest member says one thing in a view, and nothing new in a view that it has given up."""
-        if not self._watch_votes:
-            return
-        self._note(address, message)
-        content = message.prepared if isinstance(message, RoundChange) else message.digest
-        said = self._votes.setdefault((address, message.height, type(message), message.view), content)
-        if said != content:
-            raise BrokenError(f"{short(address)} contradicts an earlier {_short(message)}")
-        if isinstance(message, Prepare) and (message.height, message.view, message.digest) not in self._proposed:
-            raise BrokenError(
-                f"{short(address)} prepares what its proposer had no reason to propose: {_short(message)}"
-            )
 
 
 @dataclass(frozen=True)
@@ -567,14 +520,3 @@ def run_seed(seed: int, **settings: object) -> Outcome:
 @lru_cache(maxsize=1024)
 def _decoded(data: bytes) -> Message:
     return decode_message(data)  # the same votes are sent again and again
-
-
-def _short(message: Message) -> str:
-    match message:
-        case RoundChange(prepared=prepared):
-            what = (
-                "without a lock" if prepared is None else f"locked on {short(prepared.digest)} of view {prepared.view}"
-            )
-        case Proposal() | Prepare() | Commit():
-            what = short(message.digest)
-    return f"{type(message).__name__} {message.height}/{message.view} {what} by {message.signature[44:45].hex()}"

@@ -1,7 +1,8 @@
 """A whole swarm in one process: real nodes on a virtual clock, network and disk, and the troubles that they meet.
 
-`run(plan)` is the door. A node here is `swarm.node.node.Node` with the real ledger, store, consensus, contracts and client;
-what is replaced is time (`sim.loop`), the network (`swarm.net.memory`), the training (`sim.training`) and the people.
+`run(plan)` is the door. A node here is `swarm.node.node.Node` with the real ledger, store, consensus, contracts and
+client; what is replaced is time (`sim.loop`), the network (`swarm.net.memory`), the training (`sim.training`) and the
+people.
 """
 
 from __future__ import annotations
