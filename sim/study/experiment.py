@@ -53,6 +53,8 @@ class Published:
     value: str
     differs: str
     """What is not the same there."""
+    scope: str = "all test rows"
+    """Which of ours it stands beside: this, `mean over sites`, or a site."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def published(found: Mapping[str, Any]) -> Table:
     """Others' figures beside ours."""
     rows = []
     for one in found["published"]:
-        ours = found["measures"].get("swarm", {}).get(ALL, {}).get(one["metric"])
+        ours = found["measures"].get("swarm", {}).get(one["scope"], {}).get(one["metric"])
         rows.append(
             [
                 one["what"],
@@ -120,7 +120,7 @@ def published(found: Mapping[str, Any]) -> Table:
                 one["differs"],
             ]
         )
-    return ["published", "metric", "there", "swarm here, all test rows", "what differs"], rows
+    return ["published", "metric", "there", "swarm here", "on", "what differs"], rows
 
 
 def markdown(table: Table) -> str:
