@@ -274,3 +274,10 @@ def test_a_folder_that_is_no_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text("KIND = 'binary'\nBATCH = 4\n")
     with pytest.raises(ConfigError, match="has no load"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted((NODES / "heart" / "scenarios").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_scenario_file_can_be_run(path: Path) -> None:
+    prepared = study.prepare(load_experiment(path))
+    assert prepared.experiment.name == f"heart-{path.stem}"
+    assert len(prepared.jobs) == 5
