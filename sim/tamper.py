@@ -515,6 +515,10 @@ def play(plan: Plan) -> Result:
             return campaign.result
 
 
+TELL_S = 10.0
+"""How often the campaign says how far it is."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line says; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sim tamper", description="Leaders that tamper, by the thousand.")
@@ -531,6 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began_s = time.perf_counter()
     kinds: Counter[str] = Counter()
     failures, proofs, slanders = [], 0, 0
+    told_s = began_s
     with ProcessPoolExecutor(given.jobs) as pool:
         for result in pool.map(play, plans, chunksize=4):
             kinds += result.tampered
@@ -538,6 +543,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if result.failure:
                 failures.append(result.failure)
                 print(result.failure, flush=True)
+            if time.perf_counter() - told_s > TELL_S:
+                told_s = time.perf_counter()
+                rate = kinds.total() / (told_s - began_s)
+                print(
+                    f"{kinds.total()} tamperings, {len(failures)} came through, {rate:.0f} a second, "
+                    f"{max(given.count - kinds.total(), 0) / rate:.0f} s left",
+                    flush=True,
+                )
     took_s = time.perf_counter() - began_s
     print(
         f"{kinds.total()} tamperings in {took_s:.1f} s ({kinds.total() / took_s:.0f} a second): {len(failures)} came "
