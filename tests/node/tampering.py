@@ -30,6 +30,7 @@ import numpy as np
 from sim.tamper import UNSHOWN
 from swarm.audit import audit
 from swarm.audit.accusation import check, read_evidence
+from swarm.audit.replay import Difference
 from swarm.audit.retell import RunStory, runs_of
 from swarm.cli.history import RoundHistory, rounds_of
 from swarm.cli.ledger import contracts_of, names_of
@@ -216,8 +217,12 @@ class Verdict:
             for e in events
             if e.name == "Published" and name_of(e.args["leader"]) == LIAR
         }
+        try:
+            story = runs_of((e.name, e.args) for e in events)[self.run]
+        except Difference as difference:
+            raise Failure(f"run {self.run}: {difference}") from difference
         return Ledger(
-            story=runs_of((e.name, e.args) for e in events)[self.run],
+            story=story,
             rounds=rounds_of(events, self.run, name_of),
             suspended=frozenset(suspended),
             published=published,
