@@ -249,6 +249,8 @@ class Verdict:
             if one.struck or one.absent or one.false_accusers:
                 raise Failure(f"round {one.round}: struck {one.struck}, late {one.absent}, called false accusers "
                               f"{one.false_accusers}")  # fmt: skip
+        if self.setting.parts != any(one.verified for one in ledger.rounds):
+            raise Failure("members verified " + ("everything, not parts" if self.setting.parts else "parts only"))
         caught = set()
         did = self._tamperings()
         for (round_, view), digest in ledger.published.items():
