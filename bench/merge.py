@@ -190,8 +190,10 @@ def main(
     """Measure and print a table."""
     table = Table("rule", "n", "M", "s", "1 thr.", "GB/s", "x torch", "x copy", "MB", "of model", "verify s")
     costs: list[Cost] = []
+    progress = Console(stderr=True)
     for size in millions:
         for count in members:
+            progress.print(f"{count} updates of {size:g} million parameters …")
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 costs += measure(Path(scratch), count, int(size * 1e6), rule, repeats)
     for cost in costs:
