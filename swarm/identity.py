@@ -87,15 +87,25 @@ def recover(digest: Digest, signature: bytes) -> Address:
 
 def peer_id_of(public_key: bytes) -> str:
     """The PeerID of a compressed secp256k1 public key (33 bytes)."""
-    return str(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
+    return peer_id_text(_PEER_ID_PREFIX + public_key)
 
 
 def address_of_peer_id(peer_id: str) -> Address:
     """The ledger address of the key inside a PeerID; ValueError if it holds no secp256k1 key."""
-    raw = base58.b58decode(peer_id)
+    raw = peer_id_bytes(peer_id)
     if not raw.startswith(_PEER_ID_PREFIX) or len(raw) != len(_PEER_ID_PREFIX) + 33:
         raise ValueError(f"PeerID {peer_id} holds no secp256k1 key")
     return bytes(keys.PublicKey.from_compressed_bytes(raw[len(_PEER_ID_PREFIX) :]).to_canonical_address())
+
+
+def peer_id_bytes(peer_id: str) -> bytes:
+    """A PeerID as it stands in messages: the multihash without base58. ValueError if it is no base58."""
+    return bytes(base58.b58decode(peer_id))
+
+
+def peer_id_text(raw: bytes) -> str:
+    """A PeerID as people read it, of the bytes that stand in messages."""
+    return str(base58.b58encode(raw).decode())
 
 
 def checksum(address: Address) -> str:

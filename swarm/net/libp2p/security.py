@@ -47,6 +47,8 @@ class Channel(Protocol):
 
     remote: Address | None
     """The other side's address, once its key is proven."""
+    peer_id: str
+    """Its PeerID, from then on."""
 
     def receive(self, data: memoryview) -> Iterator[memoryview]:
         """Plain bytes; the views may be kept. PeerError: the handshake or a record is wrong."""
@@ -83,6 +85,7 @@ class TlsChannel:
 
     def __init__(self, context: ssl.SSLContext, dialled: bool) -> None:
         self.remote: Address | None = None
+        self.peer_id = ""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialled)
@@ -152,7 +155,8 @@ class TlsChannel:
             key = verify_certificate_chain([x509.load_der_x509_certificate(certificate)])
         except Exception as error:  # the library promises ValueError; a stranger's DER finds others
             raise PeerError(f"TLS: the certificate proves no libp2p key: {error}") from error
-        self.remote = _address(key)
+        self.peer_id = _peer_id(key)
+        self.remote = address_of_peer_id(self.peer_id)
         return True
 
 
@@ -161,6 +165,7 @@ class NoiseChannel:
 
     def __init__(self, credentials: Credentials, dialled: bool) -> None:
         self.remote: Address | None = None
+        self.peer_id = ""
         self._pattern = PatternXX(
             ID.from_pubkey(credentials.keys.public_key), credentials.keys.private_key, credentials.noise_key
         )
@@ -225,16 +230,17 @@ class NoiseChannel:
             raise PeerError("noise: the signature of the static key is not the identity's")
         if self._dialled:
             self._put(self._noise.write_message(self._pattern.make_handshake_payload().serialize()))
-        self.remote = _address(payload.id_pubkey)
+        self.peer_id = _peer_id(payload.id_pubkey)
+        self.remote = address_of_peer_id(self.peer_id)
 
     def _put(self, message: bytes) -> None:
         self._out += struct.pack("!H", len(message)) + message
 
 
-def _address(key: PublicKey) -> Address:
+def _peer_id(key: PublicKey) -> str:
     if key.get_type() != KeyType.Secp256k1:
         raise PeerError("a key of another kind than secp256k1 belongs to no member")
-    return address_of_peer_id(peer_id_of(key.to_bytes()))
+    return peer_id_of(key.to_bytes())
 
 
 def _context(certificate: str, key: str, *, server: bool) -> ssl.SSLContext:

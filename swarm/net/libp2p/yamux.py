@@ -58,8 +58,8 @@ class Stream:
     """One stream; `owner` is for whoever uses it."""
 
     __slots__ = (
-        "ended", "finished", "finishing", "gone", "id", "limit", "owed", "owner",
-        "queue", "queued", "ready", "receivable", "sendable", "urgent",
+        "ended", "finished", "finishing", "gone", "held", "id", "limit", "owed", "owner",
+        "queue", "queued", "ready", "receivable", "sendable", "urgent", "window_max",
     )  # fmt: skip
 
     def __init__(self, number: int, *, urgent: bool) -> None:
@@ -69,7 +69,10 @@ class Stream:
         self.sendable = WINDOW_INITIAL
         self.receivable = WINDOW_INITIAL
         self.limit = WINDOW_INITIAL
+        self.window_max = WINDOW_MAX
         self.owed = 0
+        self.held = False
+        """No credit goes back: whoever uses the stream has nowhere to put more."""
         self.queue: deque[bytes | memoryview] = deque()
         self.queued = 0
         """Bytes given to `write` that have not left yet."""
@@ -135,6 +138,15 @@ class Session:
         if not stream.gone:
             self._put(_WINDOW, _RST, stream.id, 0)
             self._forget(stream)
+
+    def hold(self, stream: Stream) -> None:
+        """Give the other side no more credit; what it was given may still come."""
+        stream.held = True
+
+    def release(self, stream: Stream) -> None:
+        """Give credit again."""
+        stream.held = False
+        self._give_credit(stream)
 
     def ping(self, value: int) -> None:
         """Ask for a sign of life."""
@@ -255,15 +267,20 @@ class Session:
             stream.receivable -= len(part)
             stream.owed += len(part)
             events.append((What.DATA, stream, part))
-            if stream.owed * 2 >= stream.limit and not self._body_flags & (_FIN | _RST):
-                growth = min(stream.limit, WINDOW_MAX - stream.limit)
-                stream.limit += growth
-                self._put(_WINDOW, 0, stream.id, stream.owed + growth)
-                stream.receivable += stream.owed + growth
-                stream.owed = 0
+            if not self._body_flags & (_FIN | _RST):
+                self._give_credit(stream)
         if not self._body_left:
             self._body_stream = None
             self._flags(stream, self._body_flags, events)
+
+    def _give_credit(self, stream: Stream) -> None:
+        if stream.held or stream.gone or stream.ended or stream.owed * 2 < stream.limit:
+            return
+        growth = max(min(stream.limit, stream.window_max - stream.limit), 0)
+        stream.limit += growth
+        self._put(_WINDOW, 0, stream.id, stream.owed + growth)
+        stream.receivable += stream.owed + growth
+        stream.owed = 0
 
     def _flags(self, stream: Stream | None, flags: int, events: list[Event]) -> None:
         if stream is None or stream.gone:
