@@ -14,7 +14,7 @@ from swarm.config import Policy, load_policy
 from swarm.errors import ConfigError
 
 ARMS = ("local", "pooled", "federated", "swarm")
-KINDS = ("natural", "even", "sizes", "prevalence", "missing", "dirichlet")
+KINDS = ("natural", "even", "sizes", "prevalence", "missing", "dirichlet", "small")
 SEEDS_MAX = 1000
 SITES_MAX = 1000
 
@@ -26,7 +26,8 @@ class Scenario:
     kind: str = "natural"
     """`natural`: the recipe's own sites. All others put the training rows together and deal them out again: `even`;
     `sizes` after `shares`; `prevalence`, equal sizes with these `shares` of class 1; `missing`, the first site has no
-    row of the class `lacks`; `dirichlet`, each class in shares drawn with `alpha`."""
+    row of the class `lacks`; `dirichlet`, each class in shares drawn with `alpha`; `small`, as many rows for each site, in
+    a mixture of classes that each draws with `alpha`: for hundreds of sites, of which none stays without rows."""
     sites: int = 0
     """How many, where rows are dealt out."""
     shares: tuple[float, ...] = ()
@@ -169,7 +170,7 @@ def _check(experiment: Experiment, where: str) -> None:
         "ledger_seeds", experiment.ledger_seeds, f"0 to {experiment.seeds - 1}",
     )  # fmt: skip
     need(dealt in KINDS, "kind", dealt, f"one of {', '.join(KINDS)}")
-    if dealt in ("even", "missing", "dirichlet"):
+    if dealt in ("even", "missing", "dirichlet", "small"):
         need(2 <= scenario.sites <= SITES_MAX, "sites", scenario.sites, f"2 to {SITES_MAX} where kind is {dealt!r}")
     if dealt in ("sizes", "prevalence"):
         need(2 <= len(scenario.shares) <= SITES_MAX, "shares", scenario.shares, "one share for each of 2 sites or more")

@@ -23,12 +23,8 @@ def placed(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
     Raises:
         ConfigError: a site without rows, a site that is not there, or shares that the rows do not allow; names it.
     """
-    found = list(sites) if scenario.kind == "natural" else _dealt(sites, scenario, kind)
-    known = [site.name for site in found]
-    for key in ("late", "leaves", "slow", "unseen"):
-        for name in getattr(scenario, key):
-            if name not in known:
-                raise ConfigError(f"[scenario] {key}: there is no site {name!r}; there are {', '.join(known)}")
+    found = list(sites) if scenario.kind == "natural" else dealt(sites, scenario, kind)
+    check_names([site.name for site in found], scenario)
     found = [replace(site, trains=site.name not in scenario.unseen) for site in found]
     if scenario.test_prevalence:
         if kind != "binary":
@@ -43,13 +39,32 @@ def placed(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
     return found
 
 
-def _dealt(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
+def check_names(known: Sequence[str], scenario: Scenario) -> None:
+    """Nothing, if the scenario names only these sites; ConfigError names the first other one."""
+    for key in ("late", "leaves", "slow", "unseen"):
+        for name in getattr(scenario, key):
+            if name not in known:
+                some = f"{', '.join(known[:8])}{', …' if len(known) > 8 else ''}"
+                raise ConfigError(f"[scenario] {key}: there is no site {name!r}; there are {some}")
+
+
+def dealt(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
+    """All rows put together and dealt out again; a site may get none.
+
+    Raises:
+        ConfigError: the rows do not allow the scenario.
+    """
     train, test = together([site.train for site in sites]), together([site.test for site in sites])
     count = len(scenario.shares) or scenario.sites
     chance = np.random.default_rng(PLACEMENT)
     if kind == "survival" and scenario.kind not in ("even", "sizes"):
         raise ConfigError(f"[scenario] kind {scenario.kind!r} needs classes; this recipe is about survival")
-    deal = {"prevalence": _by_prevalence, "missing": _without_class, "dirichlet": _by_dirichlet}
+    deal = {
+        "prevalence": _by_prevalence,
+        "missing": _without_class,
+        "dirichlet": _by_dirichlet,
+        "small": _many_small,
+    }
     shares = scenario.shares if scenario.kind == "sizes" else (1 / count,) * count
     if scenario.kind in deal:
         parts = deal[scenario.kind](_classes(train, kind), scenario, chance)
@@ -79,6 +94,26 @@ def _by_dirichlet(classes: np.ndarray, scenario: Scenario, chance: np.random.Gen
         int(label): chance.dirichlet([scenario.alpha] * scenario.sites).tolist() for label in np.unique(classes)
     }  # fmt: skip
     return _cut(classes, shares, chance)
+
+
+def _many_small(classes: np.ndarray, scenario: Scenario, chance: np.random.Generator) -> list[list[int]]:
+    """As many rows for each, in a mixture of classes that each site draws for itself; what is left of a class at the
+    end goes where rows are missing.
+
+    Source: Hsu, Qi, Brown, Measuring the Effects of Non-Identical Data Distribution, 2019, section 3: q ~ Dir(alpha p).
+    """
+    labels, counts = np.unique(classes, return_counts=True)
+    left = [chance.permutation(np.flatnonzero(classes == label)).tolist() for label in labels]
+    parts: list[list[int]] = []
+    for number in range(scenario.sites):
+        size = len(classes) * (number + 1) // scenario.sites - len(classes) * number // scenario.sites
+        mixture = chance.dirichlet(scenario.alpha * len(labels) * counts / len(classes))
+        wanted = chance.multinomial(size, mixture).tolist()
+        part = [rows.pop() for rows, many in zip(left, wanted, strict=True) for _ in range(min(many, len(rows)))]
+        while len(part) < size:
+            part.append(max(left, key=len).pop())
+        parts.append(part)
+    return parts
 
 
 def _without_class(classes: np.ndarray, scenario: Scenario, chance: np.random.Generator) -> list[list[int]]:
