@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ SERVER_RULES: Mapping[str, tuple[str, ...]] = {
     "fedadam": ("server_rate", "server_momentum", "server_decay", "server_floor"),
     "fedyogi": ("server_rate", "server_momentum", "server_decay", "server_floor"),
 }
-# A policy has some 700 bytes; what a stranger calls one is not parsed beyond this.
+BEST_MODES = ("max", "min")
+PERSONAL_MAX = 64
+# A policy has some 900 bytes; what a stranger calls one is not parsed beyond this.
 POLICY_BYTES_MAX = 1 << 14
 
 
@@ -91,6 +94,43 @@ class Policy:
     """Of the metrics that members submit, one whose fall raises an alarm; greater is better. None if empty."""
     alarm_fall: float = 0.05
     """By how much it has to fall at half of the members, from one round to the next."""
+    personal: tuple[str, ...] = ()
+    """Patterns, as in a shell, of the tensors that stay at each site: `["bn*", "head.*"]`."""
+    proximal: float = 0.0
+    """FedProx: how strongly a step pulls back to the round's checkpoint (mu); 0 does not."""
+    scaffold: bool = False
+    """SCAFFOLD: control variates take the sites' drift out of their steps, and travel with the parameters."""
+    sync_interval_max: int = 0
+    """How far the sync interval may grow while the loss falls; 0: it stays what it is."""
+    sync_growth: float = 1.5
+    """By what factor it grows, and shrinks when the loss rises."""
+    work_s: float = 0.0
+    """How long a site trains in a round at most: then it submits what it has; 0: until the interval."""
+    best_metric: str = ""
+    """Of the metrics that members submit, the one that names the best checkpoint. None if empty."""
+    best_mode: str = "max"
+    """Whether the greatest or the least value is the best one."""
+    patience: int = 0
+    """The run is over after so many checkpoints that are no better; 0: after its rounds."""
+    min_delta: float = 0.0
+    """How much better a checkpoint has to be to count for `patience`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "personal", tuple(self.personal))  # JSON and TOML have lists
+
+    def stays(self, name: str) -> bool:
+        """Whether a tensor of this name stays at each site."""
+        return any(fnmatchcase(name, pattern) for pattern in self.personal)
+
+    @property
+    def corrects_steps(self) -> bool:
+        """Whether every step of training is corrected between the backward pass and the optimizer."""
+        return self.proximal > 0 or self.scaffold
+
+    @property
+    def reads_metrics(self) -> bool:
+        """Whether the run goes on by what the members told with their submissions."""
+        return self.sync_interval_max > 0 or bool(self.best_metric)
 
     @property
     def by_chunks(self) -> bool:
@@ -139,7 +179,10 @@ def _policy(document: object, where: str) -> Policy:
         kind = kinds[key]
         if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
-        if type(value).__name__ != kind:
+        if kind == "tuple[str, ...]":
+            if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+                raise ConfigError(f"{where}: {key} is a list of texts, found {value!r}")
+        elif type(value).__name__ != kind:
             raise ConfigError(f"{where}: {key} is a {kind}, found {value!r}")
         values[key] = value
     missing = [field.name for field in fields(Policy) if field.default is MISSING and field.name not in values]
@@ -179,6 +222,8 @@ def _check_policy(policy: Policy, where: str) -> None:
     _check_merge(policy, need)
     _check_server(policy, need)
     _check_alarm(policy, need)
+    _check_local(policy, need)
+    _check_course(policy, need)
     for key in ("submit_s", "merge_s", "attest_s"):
         need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
     weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
@@ -234,3 +279,61 @@ def _check_alarm(policy: Policy, need: Callable[[bool, str, str], None]) -> None
     need(0 < policy.alarm_fall < 2**40, "alarm_fall", "above 0")
     unset = policy.alarm_fall == Policy.alarm_fall
     need(unset or bool(policy.alarm_metric), "alarm_fall", f"left out ({Policy.alarm_fall}) without an alarm_metric")
+
+
+def _check_local(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What sites do between two rounds, beside their own loop."""
+    model = policy.merge != "sum"
+    need(not policy.personal or model, "personal", "left out where merge = 'sum': no model is trained")
+    need(
+        len(set(policy.personal)) == len(policy.personal) <= PERSONAL_MAX,
+        "personal",
+        f"{PERSONAL_MAX} patterns, each once",
+    )
+    for pattern in policy.personal:
+        good = pattern.isprintable() and 1 <= len(pattern.encode()) <= 256 and pattern == pattern.strip()
+        need(good, "personal", "patterns of 1 to 256 plain bytes")
+        need(pattern.strip("*") != "", "personal", "patterns that leave something to share")
+        need(not pattern.startswith("swarm."), "personal", "patterns of the model's names; swarm.* is the run's own")
+    need(0 <= policy.proximal <= 1000, "proximal", "0 to 1000")
+    need(policy.proximal == 0 or model, "proximal", "left out where merge = 'sum': no model is trained")
+    if policy.scaffold:
+        need(
+            policy.merge == "mean",
+            "merge",
+            "'mean' where scaffold = true: a bounded or ranked update's control variate would be another update's",
+        )
+        need(
+            policy.server == "none", "server", "'none' where scaffold = true: it would act on the control variates too"
+        )
+    need(policy.work_s == 0 or 0.1 <= policy.work_s <= 30 * 86_400, "work_s", "0, or 0.1 seconds to 30 days")
+    need(
+        policy.work_s < policy.submit_s,
+        "work_s",
+        f"less than submit_s = {policy.submit_s:g}: who trains longer comes after the round's deadline",
+    )
+
+
+def _check_course(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """How the run goes on by what its members tell."""
+    grows = policy.sync_interval_max > 0
+    need(
+        not grows or policy.sync_interval < policy.sync_interval_max <= 1_000_000_000,
+        "sync_interval_max",
+        f"0, or more than sync_interval = {policy.sync_interval}",
+    )
+    need(not grows or policy.rounds > 2, "sync_interval_max", "0 in a run of so few rounds: nothing could grow")
+    need(1 < policy.sync_growth <= 10, "sync_growth", "above 1, at most 10")
+    unset = policy.sync_growth == Policy.sync_growth
+    need(grows or unset, "sync_growth", f"left out ({Policy.sync_growth}) without a sync_interval_max")
+    need(len(policy.best_metric.encode()) <= 64, "best_metric", "a metric's name, at most 64 bytes")
+    need(policy.best_mode in BEST_MODES, "best_mode", f"one of {', '.join(BEST_MODES)}")
+    need(bool(policy.best_metric) or policy.best_mode == "max", "best_mode", "left out without a best_metric")
+    need(not policy.patience or bool(policy.best_metric), "patience", "left out without a best_metric")
+    need(
+        0 <= policy.patience < max(policy.rounds - 1, 1),
+        "patience",
+        f"0 to {max(policy.rounds - 2, 0)}: of {policy.rounds} rounds {policy.rounds - 1} checkpoints are judged",
+    )
+    need(0 <= policy.min_delta < 2**40, "min_delta", "0 or more")
+    need(policy.min_delta == 0 or policy.patience > 0, "min_delta", "left out without patience")
