@@ -13,7 +13,7 @@ from typing import Protocol
 from swarm.encoding import Address, short
 from swarm.errors import PeerError
 from swarm.net.inbox import Backlog, Done
-from swarm.net.libp2p import frames, security, yamux
+from swarm.net.libp2p import frames, identify, security, yamux
 from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.negotiation import Negotiation
 from swarm.net.libp2p.yamux import Stream, What
@@ -26,7 +26,7 @@ MESSAGES_AHEAD_BYTES = 64 << 10
 """Messages handed to the stream ahead of the socket; the rest wait where the oldest can still go."""
 PING = "/ipfs/ping/1.0.0"
 _PING_BYTES = 32
-_SERVED = (frames.PROTOCOL, PING)
+_SERVED = (frames.PROTOCOL, PING, identify.PROTOCOL)
 
 
 class Owner(Protocol):
@@ -293,9 +293,13 @@ class Connection:
             session.write(stream, reply)
             if owner.negotiation.chosen is None:
                 return
-            owner.pinging = owner.negotiation.chosen == PING
-            data = memoryview(owner.negotiation.rest)
+            chosen, data = owner.negotiation.chosen, memoryview(owner.negotiation.rest)
             owner.negotiation = None
+            owner.pinging = chosen == PING
+            if chosen == identify.PROTOCOL:
+                session.write(stream, identify.about(self._credentials.keys.public_key.serialize(), _SERVED))
+                session.finish(stream)
+                return
         if owner.pinging:
             # A pinger that does not read its echoes is cut off, not remembered.
             if stream.queued + len(data) > 64 * _PING_BYTES:
