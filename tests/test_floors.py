@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("encoding",),
     ("identity", "merkle"),
     ("config",),
-    ("consensus", "merge", "rounds"),
+    ("consensus", "merge", "rounds", "course"),
     ("store",),
     ("ledger", "net"),
     ("node",),
@@ -63,7 +63,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 # A rule takes values and the time and returns values: no clock, no I/O, no tasks, no chance, no log.
-RULES = ("errors", "quorum", "encoding", "merkle", "consensus", "merge", "rounds")
+RULES = ("errors", "quorum", "encoding", "merkle", "consensus", "merge", "rounds", "course")
 NOT_IN_RULES = {
     "asyncio",
     "logging",

@@ -222,10 +222,10 @@ def _check_policy(policy: Policy, where: str) -> None:
     _check_merge(policy, need)
     _check_server(policy, need)
     _check_alarm(policy, need)
-    _check_local(policy, need)
-    _check_course(policy, need)
     for key in ("submit_s", "merge_s", "attest_s"):
         need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
+    _check_local(policy, need)
+    _check_course(policy, need)
     weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
     if weight_sum * policy.range * 2**policy.step_bits >= 2**63:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from swarm.config import Policy, load_policy
 from swarm.errors import ConfigError, StorageError
 from swarm.merge.schema import Buffer, Schema, check_same, write_file
 from swarm.merge.schema import Tensor as Entry
-from swarm.merge.server import PREFIX, model_schema
+from swarm.merge.server import CONTROL, PREFIX, model_schema
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -64,33 +66,77 @@ class Checkpoint:
 class State:
     """What a model holds now: references into it, not copies.
 
+    Args:
+        policy: of the run: names what stays at the site, and whether control variates travel. None: all travels.
+
     Raises:
-        ConfigError: the state_dict holds something that cannot be merged; names it.
+        ConfigError: the state_dict holds something that cannot be merged, or what stays is not there; names it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, policy: Policy | None = None) -> None:
         self._model = _plain(model)
         state = _checked(self._model.state_dict())
         first: dict[tuple[object, ...], str] = {}
         self.names: dict[str, str] = {}
-        """Every name of the state_dict, with the name that its tensor travels under."""
+        """Every name of the state_dict, with the name that its tensor has in `tensors` or `personal`."""
         for name in sorted(state):
             self.names[name] = first.setdefault(_memory(name, state[name]), name)
-        self.tensors: Mapping[str, Tensor] = {name: state[name] for name in first.values()}
+        staying = {self.names[name] for name in _staying(self.names, policy)}
+        self.tensors: Mapping[str, Tensor] = {name: state[name] for name in first.values() if name not in staying}
+        """What travels, by name."""
+        self.personal: Mapping[str, Tensor] = {name: state[name] for name in first.values() if name in staying}
+        """What stays at the site, by name."""
 
-    def check_fits(self, checkpoint: Checkpoint) -> None:
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters that travel, by name."""
+        found = self._model.named_parameters(remove_duplicate=False)
+        return {name: value for name, value in found if name in self.tensors and value.requires_grad}
+
+    def schema(self, *, scaffold: bool = False) -> Schema:
+        """Of what travels; with SCAFFOLD a control variate for each trained parameter."""
+        control = {CONTROL + name: value for name, value in self.parameters.items()} if scaffold else {}
+        return schema_of({**self.tensors, **control})
+
+    def check_fits(self, checkpoint: Checkpoint, *, scaffold: bool = False) -> None:
         """ConfigError names what differs between the model and a checkpoint."""
         try:
-            check_same(checkpoint.schema, schema_of(self.tensors))
+            check_same(checkpoint.schema, self.schema(scaffold=scaffold))
         except ValueError as error:
             tied = [f"{name} is tied to {kept}" for name, kept in self.names.items() if name != kept]
             hint = f" (in the model, {', '.join(tied[:4])})" if tied else ""
             raise ConfigError(f"the model does not fit the run: {error}{hint}") from error
 
-    def load(self, checkpoint: Checkpoint) -> None:
+    def load(self, checkpoint: Checkpoint, *, scaffold: bool = False) -> None:
         """Give the model a checkpoint's parameters, on whatever devices it has them; ConfigError if it does not fit."""
-        self.check_fits(checkpoint)
-        self._model.load_state_dict({name: checkpoint.tensors[kept] for name, kept in self.names.items()})
+        self.check_fits(checkpoint, scaffold=scaffold)
+        self._load(checkpoint.tensors, self.tensors)
+
+    def load_personal(self, values: Mapping[str, Tensor]) -> None:
+        """Give the model what stays at the site, by the names in `personal`."""
+        self._load(values, self.personal)
+
+    def _load(self, values: Mapping[str, Tensor], kinds: Mapping[str, Tensor]) -> None:
+        chosen = {name: values[kept] for name, kept in self.names.items() if kept in kinds}
+        self._model.load_state_dict(chosen, strict=len(chosen) == len(self.names))
+
+
+def _staying(names: Mapping[str, str], policy: Policy | None) -> list[str]:
+    """The names that stay at the site; ConfigError if none fits a pattern, all do, or one of two tied ones does."""
+    if policy is None or not policy.personal:
+        return []
+    for pattern in policy.personal:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"personal = {pattern!r} names nothing in the model, which has {_some(list(names))}")
+    staying = [name for name in names if policy.stays(name)]
+    if len(staying) == len(names):
+        raise ConfigError(f"personal = {list(policy.personal)} keeps all of the model at the site; nothing is shared")
+    kept = {names[name] for name in staying}
+    torn = [f"{name} is tied to {first}" for name, first in names.items() if first in kept and name not in staying]
+    torn += [f"{name} is tied to {names[name]}" for name in staying if not policy.stays(names[name])]
+    if torn:
+        raise ConfigError(f"personal: {_some(sorted(set(torn)))}; tied tensors stay at the site together, or travel")
+    return staying
 
 
 def write_update(state: Mapping[str, Tensor], base: Checkpoint, path: Path, *, range_max: float) -> list[str]:
@@ -126,18 +172,35 @@ def write_update(state: Mapping[str, Tensor], base: Checkpoint, path: Path, *, r
     return beyond
 
 
-def save_model(model: nn.Module | Mapping[str, Any], path: str | Path) -> None:
-    """Write the file that a run starts from: equal parameters are equal bytes.
+def save_model(
+    model: nn.Module | Mapping[str, Any], path: str | Path, *, policy: Policy | str | Path | None = None
+) -> None:
+    """Write a model's file: equal parameters are equal bytes.
 
     Args:
         model: a module, or tensors (torch or numpy) by name.
         path: the file; one that is there is replaced.
+        policy: of the run that is to start from it, or its TOML file: leaves out what stays at the sites (`personal`)
+            and adds the control variates that travel (`scaffold`), all zero. None: the whole model.
     Raises:
         ConfigError: a value that is no tensor, or has a dtype that cannot be merged; names it.
         StorageError: the file cannot be written.
     """
-    tensors = State(model).tensors if isinstance(model, nn.Module) else as_tensors(model)
-    _write(Path(path), schema_of(tensors), lambda name: tensors[name].detach().cpu())
+    if isinstance(policy, (str, Path)):
+        policy = load_policy(Path(policy))
+    if isinstance(model, nn.Module):
+        state = State(model, policy)
+        tensors, schema = state.tensors, state.schema(scaffold=policy is not None and policy.scaffold)
+    else:
+        tensors = as_tensors(model)
+        schema = schema_of(tensors)
+
+    def value(name: str) -> Tensor:
+        if name.startswith(CONTROL):
+            return torch.zeros_like(tensors[name.removeprefix(CONTROL)]).cpu()
+        return tensors[name].detach().cpu()
+
+    _write(Path(path), schema, value)
 
 
 def as_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -179,6 +242,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Tensor]:
             faults.append(f"{name} is a {type(value).__name__}, not a tensor")
         elif name.startswith(PREFIX):
             faults.append(f"{name} has a name that is kept for the state of a run's optimizer")
+        elif name.startswith(CONTROL):
+            faults.append(f"{name} has a name that is kept for SCAFFOLD's control variates")
         elif nn.parameter.is_lazy(value) or value.is_meta:
             faults.append(f"{name} has no values yet (run a batch through the model first)")
         elif value.dtype not in DTYPES or value.layout != torch.strided:

@@ -29,6 +29,8 @@ from swarm.merge.schema import FLOATS, Schema, Tensor
 
 PREFIX = "swarm.server."
 """Of the names of tensors that are the optimizer's state and not the model's."""
+CONTROL = "swarm.control."
+"""Of the names of tensors that are SCAFFOLD's control variates: the merge takes them for parameters."""
 MODEL, MOMENTUM, VARIANCE = "", "momentum", "variance"
 """The kinds of a checkpoint's tensors: the model's own, and an optimizer's state."""
 
@@ -152,4 +154,12 @@ def check_genesis(schema: Schema, policy: Policy) -> None:
     reserved = [tensor.name for tensor in schema.tensors if tensor.name.startswith(PREFIX)]
     if reserved:
         raise ValueError(f"the name {reserved[0]} is kept for the state of a run's optimizer; a run starts without it")
+    staying = [tensor.name for tensor in schema.tensors if policy.stays(tensor.name)]
+    if staying:
+        raise ValueError(f"{staying[0]} stays at each site by the policy's `personal`; `policy=` leaves it out")
+    controls = [tensor.name for tensor in schema.tensors if tensor.name.startswith(CONTROL)]
+    if policy.scaffold and not controls:
+        raise ValueError("scaffold = true, but the control variates are missing; `policy=` adds them")
+    if controls and not policy.scaffold:
+        raise ValueError(f"{controls[0]} is a control variate, but the policy has scaffold = false")
     checkpoint_schema(schema, server_of(policy))

@@ -25,6 +25,7 @@ from swarm.merge import Schema
 from swarm.net.transfer import pull
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
+from swarm.node.training import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -201,14 +202,7 @@ class Control:
 
     async def _attach(self, params: dict[str, Any]) -> Any:
         checkpoint, policy = await self._node.training.attach(str(params["run"]))
-        return {
-            "id": checkpoint.run,
-            "round": checkpoint.round,
-            "checkpoint": to_hex(checkpoint.digest),
-            "path": str(checkpoint.path),
-            "policy": json.loads(policy.encode()),
-            "finished": checkpoint.finished,
-        }
+        return {"id": checkpoint.run, "policy": json.loads(policy.encode())} | _place(checkpoint)
 
     async def _submit(self, params: dict[str, Any]) -> Any:
         digest, submitted = await self._node.training.submit(
@@ -222,12 +216,22 @@ class Control:
 
     async def _wait(self, params: dict[str, Any]) -> Any:
         checkpoint = await self._node.training.wait(int(params["run"]), int(params["round"]))
-        return {
-            "round": checkpoint.round,
-            "checkpoint": to_hex(checkpoint.digest),
-            "path": str(checkpoint.path),
-            "finished": checkpoint.finished,
-        }
+        return _place(checkpoint)
+
+
+def _place(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where training goes on from, for the training process."""
+    best = checkpoint.best
+    return {
+        "round": checkpoint.round,
+        "checkpoint": to_hex(checkpoint.digest),
+        "path": str(checkpoint.path),
+        "finished": checkpoint.finished,
+        "sync_interval": checkpoint.sync_interval,
+        "best": None
+        if best is None
+        else {"round": best.round, "checkpoint": to_hex(best.checkpoint), "value": best.value},
+    }
 
 
 def _failure(request_id: object, code: int, message: str, kind: str) -> dict[str, Any]:

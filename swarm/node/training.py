@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swarm.config import Policy
+from swarm.course import Best, best, ended_after, sync_interval
 from swarm.encoding import ZERO_DIGEST, Address, Digest
 from swarm.errors import ConfigError, RejectedError, UnavailableError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts, encode_metrics
 from swarm.merge import check_update
 from swarm.node.participation import OBJECT_MAX_BYTES, Effort, Participation
+from swarm.node.telling import Telling
 from swarm.rounds import Phase, RunState, Update
 from swarm.store import Store
 
@@ -29,6 +31,11 @@ class Checkpoint:
     digest: Digest
     path: Path
     finished: bool
+    """The ledger says so, or what the members told ends the run early by its policy."""
+    sync_interval: int
+    """Batches until the next exchange."""
+    best: Best | None = None
+    """The best checkpoint so far, where the policy says what is better."""
 
 
 class Training:
@@ -52,6 +59,7 @@ class Training:
         self._me = me
         self._work = work
         self._contracts = contracts
+        self._telling = Telling(contracts)
         self._store = store
         self._leads = leads
         self._caught_up = caught_up
@@ -104,10 +112,9 @@ class Training:
                 if (await self._contracts.run(run.id)).state is RunState.OPEN:
                     raise
         effort.attached = True
-        checkpoint = await self._checkpoint(effort)
         await self._work.hold(effort, effort.run.policy, POLICY_MAX_BYTES)
         effort.policy = self._work.read_policy(effort.run)
-        return checkpoint, effort.policy
+        return await self._checkpoint(effort, effort.policy), effort.policy
 
     async def submit(
         self, run: int, round_: int, path: Path, weight: int, metrics: Mapping[str, float]
@@ -164,7 +171,9 @@ class Training:
             return state.phase is Phase.SUBMIT and not mine and self._caught_up()
 
         await self._work.until(settled)
-        return await self._checkpoint(effort)
+        if effort.policy is None:
+            raise ConfigError(f"attach to run {run} before waiting for it")
+        return await self._checkpoint(effort, effort.policy)
 
     def _effort(self, run: int) -> Effort:
         effort = self._work.efforts.get(run)
@@ -172,10 +181,19 @@ class Training:
             raise ConfigError(f"the ledger has no run {run}")
         return effort
 
-    async def _checkpoint(self, effort: Effort) -> Checkpoint:
+    async def _checkpoint(self, effort: Effort, policy: Policy) -> Checkpoint:
         while True:
             run = effort.run
             await self._work.hold(effort, run.checkpoint, OBJECT_MAX_BYTES)
+            told = await self._telling.rounds(run.id, run.round) if policy.reads_metrics else []
             if run.checkpoint == effort.run.checkpoint:
-                finished = run.state in (RunState.FINISHED, RunState.STOPPED)
-                return Checkpoint(run.id, run.round, run.checkpoint, self._store.path(run.checkpoint), finished)
+                return Checkpoint(
+                    run=run.id,
+                    round=run.round,
+                    digest=run.checkpoint,
+                    path=self._store.path(run.checkpoint),
+                    finished=run.state in (RunState.FINISHED, RunState.STOPPED)
+                    or ended_after(policy, told) is not None,
+                    sync_interval=sync_interval(policy, told),
+                    best=best(policy, told),
+                )
