@@ -21,7 +21,7 @@ from swarm.config.policy import (
     Policy,
     load_policy,
 )
-from swarm.config.site import RpcConfig, SiteConfig, check_site, load_site
+from swarm.config.site import RelayConfig, RpcConfig, SiteConfig, check_site, load_site
 from swarm.config.toml import ENDPOINT_BYTES_MAX, MEMBERS_MAX, NAME_BYTES_MAX
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "ExternalConfig",
     "MemberConfig",
     "Policy",
+    "RelayConfig",
     "RpcConfig",
     "SiteConfig",
     "SwarmConfig",

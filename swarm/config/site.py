@@ -42,6 +42,18 @@ class RpcConfig:
 
 
 @dataclass(frozen=True)
+class RelayConfig:
+    """`[relay]` of a site's settings: that it joins members that cannot reach each other, and how much of that."""
+
+    bytes_s: float = 5e6
+    """Of all that is relayed, both directions together; it counts in `max_upload` as well."""
+    circuits_max: int = 16
+    """Pairs of members joined at once; each keeps up to 2.5 MiB of memory."""
+    duration_s: int = 3600
+    """Then a relayed connection ends and is made anew, if it is still needed."""
+
+
+@dataclass(frozen=True)
 class SiteConfig:
     """`sites/NAME.toml`: what one site decided, with every path made absolute."""
 
@@ -64,6 +76,10 @@ class SiteConfig:
     """Keep the ledger's state after every block, not only after the last ones."""
     rpc: RpcConfig | None = None
     """None: the ledger is read on this machine only, through the node's socket."""
+    relay: RelayConfig | None = None
+    """None: this site relays for nobody."""
+    proxy: str | None = None
+    """An HTTP proxy through which others are dialled, `http://proxy.hospital:3128`; "": none, not even HTTPS_PROXY."""
     endpoint: str | None = None
     """This site's own way to somebody else's chain, in place of the one in `swarm.toml`; None: that one."""
 
@@ -99,11 +115,12 @@ def load_site(path: Path) -> SiteConfig:
     """
     path = path.resolve()
     document = read(path)
-    only(document, {"site", "rpc"}, path)
+    only(document, {"site", "rpc", "relay"}, path)
     site = table_of(document, "site", path)
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
         "folder", "listen", "store_max_bytes", "max_upload", "leads", "archive", "endpoint",
+        "proxy",
     }  # fmt: skip
     only(site, possible, path)
 
@@ -133,6 +150,8 @@ def load_site(path: Path) -> SiteConfig:
         leads=value_of(site, "leads", bool, path, True),
         archive=value_of(site, "archive", bool, path, False),
         rpc=_rpc(table_of(document, "rpc", path), path) if "rpc" in document else None,
+        relay=_relay(table_of(document, "relay", path), path) if "relay" in document else None,
+        proxy=value_of(site, "proxy", str, path) if "proxy" in site else None,
         endpoint=site.get("endpoint"),
     )
 
@@ -172,6 +191,15 @@ def _rpc(table: Mapping[str, Any], path: Path) -> RpcConfig:
         key: whole(table, key, path, low, high, getattr(RpcConfig, key)) for key, (low, high) in _RPC_NUMBERS.items()
     }
     return RpcConfig(address, number, tuple(names["hosts"]), tuple(names["origins"]), **numbers)
+
+
+def _relay(table: Mapping[str, Any], path: Path) -> RelayConfig:
+    only(table, {"max_speed", "circuits_max", "duration_s"}, path)
+    return RelayConfig(
+        bytes_s=_speed(table, "max_speed", path) or RelayConfig.bytes_s,
+        circuits_max=whole(table, "circuits_max", path, 1, 1000, RelayConfig.circuits_max),
+        duration_s=whole(table, "duration_s", path, 60, 1 << 20, RelayConfig.duration_s),
+    )
 
 
 def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> MemberConfig | None:

@@ -17,6 +17,7 @@ from swarm.ledger.database import set_aside
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
+from swarm.net.libp2p.proxy import proxy_of
 from swarm.net.transport import Transport
 from swarm.node.chain import Chain
 from swarm.node.control import Control
@@ -44,7 +45,13 @@ def open_node(
         scratch.mkdir(parents=True)
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
-    transport = Libp2pTransport(identity, site.listen, upload_bytes_s=site.max_upload_bytes_s)
+    transport = Libp2pTransport(
+        identity,
+        site.listen,
+        upload_bytes_s=site.max_upload_bytes_s,
+        relay=site.relay,
+        proxy=proxy_of(site.proxy),
+    )
     chain = _chain(site, swarm, identity, transport)
     try:
         return Node(

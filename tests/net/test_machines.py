@@ -29,6 +29,7 @@ from swarm.net.libp2p import frames, security, yamux
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.frames import Frame, Kind
 from swarm.net.libp2p.negotiation import LINE_MAX, OFFERS_MAX, Negotiation
+from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.security import NOISE, PROTOCOLS, TLS, Credentials, NoiseChannel, TlsChannel
 from swarm.net.libp2p.yamux import FRAME_MAX, WINDOW_INITIAL, Session, What
 from swarm.net.transport import MESSAGE_MAX_BYTES
@@ -496,6 +497,12 @@ class Side:
             done(payload, "")
         else:
             done(None, "no")
+
+    def piped(self, connection: Connection, protocol: str, pipe: Pipe) -> Holder | None:
+        return None
+
+    def stirred(self, connection: Connection) -> None:
+        return
 
     def leaving(self, connection: Connection) -> None:
         self.heard.append(("leaving", b""))

@@ -16,6 +16,7 @@ from swarm.net.inbox import Backlog, Done
 from swarm.net.libp2p import frames, identify, security, yamux
 from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.negotiation import Negotiation
+from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.yamux import Stream, What
 
 REQUESTS_MAX = 8
@@ -24,6 +25,8 @@ UNPROVEN_MAX_BYTES = 64 << 10
 """What is read before a key is proven; a handshake takes 3 KiB."""
 MESSAGES_AHEAD_BYTES = 64 << 10
 """Messages handed to the stream ahead of the socket; the rest wait where the oldest can still go."""
+PIPES_MAX = 16
+"""Streams of the other side that are no frames: relayed connections, in the main."""
 PING = "/ipfs/ping/1.0.0"
 _PING_BYTES = 32
 _SERVED = (frames.PROTOCOL, PING, identify.PROTOCOL)
@@ -46,6 +49,12 @@ class Owner(Protocol):
 
     def leaving(self, connection: Connection) -> None:
         """The other side opens nothing new here."""
+
+    def piped(self, connection: Connection, protocol: str, pipe: Pipe) -> Holder | None:
+        """The other side opened a stream of a protocol in `pipes`; who takes its bytes, or None to refuse it."""
+
+    def stirred(self, connection: Connection) -> None:
+        """There is something to send, though nothing arrived and nobody asked."""
 
 
 class Ask:
@@ -75,8 +84,8 @@ class _Inward:
 
     __slots__ = ("answering", "ended", "negotiation", "pinging", "reader")
 
-    def __init__(self) -> None:
-        self.negotiation: Negotiation | None = Negotiation(serves=_SERVED)
+    def __init__(self, serves: tuple[str, ...]) -> None:
+        self.negotiation: Negotiation | None = Negotiation(serves=serves)
         self.reader = frames.Reader()
         self.answering = False
         self.ended = False
@@ -88,9 +97,17 @@ class Connection:
 
     Args:
         dialled: the address that this side dialled and expects, or None where the other side did.
+        pipes: protocols that the other side may open a stream for, whose bytes `Owner.piped` takes as they are.
     """
 
-    def __init__(self, credentials: security.Credentials, owner: Owner, *, dialled: Address | None) -> None:
+    def __init__(
+        self,
+        credentials: security.Credentials,
+        owner: Owner,
+        *,
+        dialled: Address | None,
+        pipes: tuple[str, ...] = (),
+    ) -> None:
         self.dialled = dialled
         self.remote: Address | None = None
         self.open = False
@@ -108,6 +125,8 @@ class Connection:
         self._active: dict[Ask, Stream] = {}
         self._answering = 0
         self._waiting: deque[Ask] = deque()
+        self._serves = (*_SERVED, *pipes)
+        self._pipes: set[Pipe] = set()
         self._gone = False
         self._negotiation = self._negotiate(security.PROTOCOLS, self._clear)
 
@@ -148,6 +167,8 @@ class Connection:
             plain = self._session.outgoing(size_bytes, bulk=bulk)
             if plain:
                 self._channel.write(plain)
+                if self._pipes:
+                    self._tend_pipes()
         return clear + self._channel.outgoing() if clear else self._channel.outgoing()
 
     def ping(self) -> None:
@@ -194,6 +215,9 @@ class Connection:
         self._waiting.clear()
         for ask in asks:
             ask.done(None, "the connection was lost")
+        for pipe in tuple(self._pipes):
+            pipe.lose("the connection was lost")
+        self._pipes.clear()
 
     # What members say to each other
 
@@ -220,6 +244,20 @@ class Connection:
             self._released(ask, None)
         elif ask in self._waiting:
             self._waiting.remove(ask)
+
+    def open_pipe(self, protocol: str, holder: Holder) -> Pipe:
+        """A stream for `protocol` as it is; `holder` hears whether the other side serves it. Only while `open`."""
+        assert self._session is not None
+        pipe = Pipe(self._session, self._session.open(), self._stir, protocol=protocol)
+        pipe.holder = holder
+        self._pipes.add(pipe)
+        self._stir()
+        return pipe
+
+    @property
+    def peer_id(self) -> str:
+        """The other side's PeerID, once its key is proven."""
+        return self._channel.peer_id if self._channel is not None else ""
 
     # From the first byte to an open session
 
@@ -258,7 +296,8 @@ class Connection:
             self._plain += self._negotiation.receive(data)
             if self._negotiation.chosen is None:
                 return
-            self._session = yamux.Session(initiator=self.dialled is not None)
+            # Streams that have not said yet what they are hold nothing.
+            self._session = yamux.Session(initiator=self.dialled is not None, streams_max=yamux.STREAMS_MAX + PIPES_MAX)
             self.open = True
             self._owner.opened(self)
             data = memoryview(self._negotiation.rest)
@@ -268,7 +307,7 @@ class Connection:
                     self._stream_data(stream, part)
             elif what is What.OPENED:
                 if stream is not None:
-                    stream.owner = _Inward()
+                    stream.owner = _Inward(self._serves)
             elif what is What.PONG:
                 self.pongs += 1
             elif what is What.GO_AWAY:
@@ -284,6 +323,8 @@ class Connection:
             self._inward(stream, owner, data)
         elif isinstance(owner, _Outward):
             self._outward(stream, owner, data)
+        elif isinstance(owner, Pipe):
+            owner.take(data)
 
     def _inward(self, stream: Stream, owner: _Inward, data: memoryview) -> None:
         session = self._session
@@ -295,9 +336,15 @@ class Connection:
                 return
             chosen, data = owner.negotiation.chosen, memoryview(owner.negotiation.rest)
             owner.negotiation = None
+            if chosen not in _SERVED:
+                self._pipe_inward(stream, chosen, data)
+                return
             owner.pinging = chosen == PING
+            if self._inwards(_Inward) > yamux.STREAMS_MAX:
+                session.reset(stream)
+                return
             if chosen == identify.PROTOCOL:
-                session.write(stream, identify.about(self._credentials.keys.public_key.serialize(), _SERVED))
+                session.write(stream, identify.about(self._credentials.keys.public_key.serialize(), self._serves))
                 session.finish(stream)
                 return
         if owner.pinging:
@@ -316,6 +363,32 @@ class Connection:
                 self._owner.request(self, frame.protocol, frame.payload, self._answerer(stream, owner))
             else:
                 raise PeerError("a stream brings a request before the last one is answered, or an answer to none")
+
+    def _pipe_inward(self, stream: Stream, protocol: str, data: memoryview) -> None:
+        assert self._session is not None
+        pipe = Pipe(self._session, stream, self._stir)
+        pipe.holder = self._owner.piped(self, protocol, pipe) if self._inwards(Pipe) <= PIPES_MAX else None
+        if pipe.holder is None:
+            pipe.reset()
+            return
+        self._pipes.add(pipe)
+        pipe.take(data)
+
+    def _inwards(self, kind: type) -> int:
+        """Streams of this kind that the other side has open and that have said what they are."""
+        assert self._session is not None
+        owners = [stream.owner for stream in self._session.theirs() if isinstance(stream.owner, kind)]
+        return sum(not isinstance(owner, _Inward) or owner.negotiation is None for owner in owners)
+
+    def _tend_pipes(self) -> None:
+        for pipe in tuple(self._pipes):
+            if pipe.over:
+                self._pipes.discard(pipe)
+            else:
+                pipe.sent_some()
+
+    def _stir(self) -> None:
+        self._owner.stirred(self)
 
     def _answerer(self, stream: Stream, owner: _Inward) -> Done:
         def done(answer: bytes | None, reason: str) -> None:
@@ -352,6 +425,13 @@ class Connection:
         """The other side ended or reset a stream: frames' streams are kept open, so both mean that it is gone."""
         session, owner = self._session, stream.owner
         assert session is not None
+        if isinstance(owner, Pipe):
+            if what is What.END:
+                owner.end()
+            else:
+                self._pipes.discard(owner)
+                owner.lose("the other side gave the stream up")
+            return
         if isinstance(owner, _Inward):
             owner.ended = True
             if not owner.answering:

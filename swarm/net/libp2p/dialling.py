@@ -11,6 +11,7 @@ from typing import TypeAlias
 from swarm.encoding import Address
 from swarm.errors import ConfigError
 from swarm.identity import address_of_peer_id
+from swarm.net.libp2p.proxy import Proxy, connect_through
 
 CONNECT_S = 3.0
 """For one address of a name; then the next one is tried."""
@@ -22,16 +23,29 @@ Place: TypeAlias = tuple[str, int]
 def places_of(address: Address, endpoint: str) -> tuple[Place, ...]:
     """The places of an endpoint: one multiaddr, or several with commas between them, in the order to try them.
 
+    `/p2p-circuit/p2p/PEERID` names no place: that member is reached over a relay, whichever member offers one.
+
     Raises:
         ValueError: one is no multiaddr of TCP, or has another member's PeerID; says which.
     """
     places = []
     for text in endpoint.split(","):
+        _, circuit, named = text.strip().partition("/p2p-circuit")
+        if circuit:
+            if not named.startswith("/p2p/"):
+                raise ValueError(f"behind p2p-circuit in {text!r} stands no /p2p/PEERID")
+            _check_peer_id(named.removeprefix("/p2p/"), address, text)
+            continue
         host, port, peer_id = _parse(text.strip())
-        if peer_id and address_of_peer_id(peer_id) != address:
-            raise ValueError(f"the PeerID in {text!r} is another member's")
+        if peer_id:
+            _check_peer_id(peer_id, address, text)
         places.append((host, port))
     return tuple(dict.fromkeys(places))
+
+
+def peer_id_in(endpoint: str) -> str:
+    """The PeerID that an endpoint names, for those who can be reached over a relay; empty if it names none."""
+    return endpoint.rpartition("/p2p/")[2] if "/p2p/" in endpoint else ""
 
 
 def listen_place(listen: str) -> Place:
@@ -53,7 +67,31 @@ def cannot_listen(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host} port {port}: {why} (the setting `listen` of the site)"
 
 
-async def connect(host: str, port: int) -> socket.socket:
+async def connect(host: str, port: int, proxy: Proxy | None = None) -> socket.socket:
+    """A connected socket, directly or through a proxy, as its rules say; OSError if neither way is open."""
+    if proxy is None or not proxy.serves(host):
+        return await _connect(host, port)
+    direct: OSError | None = None
+    if not proxy.always:
+        try:
+            return await _connect(host, port)
+        except OSError as error:
+            direct = error
+    try:
+        made = await _connect(proxy.host, proxy.port)
+    except OSError as error:
+        raise OSError(f"the proxy {proxy}: {error}") from error
+    try:
+        await connect_through(proxy, made, host, port)
+    except BaseException as error:
+        made.close()
+        if direct is not None and isinstance(error, OSError):
+            raise OSError(f"{direct}; and {error}") from error
+        raise
+    return made
+
+
+async def _connect(host: str, port: int) -> socket.socket:
     """A connected socket, to the first address of the host that answers; OSError if none does.
 
     Not asyncio's own: its race between addresses leaves a socket open when it is cancelled at the wrong moment.
@@ -85,6 +123,11 @@ async def _addresses(host: str, port: int) -> list[tuple[int, tuple[str, int]]]:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
     return [(socket.AF_INET if literal.version == 4 else socket.AF_INET6, (host, port))]
+
+
+def _check_peer_id(peer_id: str, address: Address, text: str) -> None:
+    if address_of_peer_id(peer_id) != address:
+        raise ValueError(f"the PeerID in {text!r} is another member's")
 
 
 def _parse(text: str) -> tuple[str, int, str]:

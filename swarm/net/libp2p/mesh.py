@@ -10,15 +10,21 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Protocol
 
+from swarm.config import RelayConfig
 from swarm.encoding import Address, short
 from swarm.errors import ConfigError, PeerError
 from swarm.net.inbox import Done
+from swarm.net.libp2p.circuit import Answer, Call
 from swarm.net.libp2p.connection import Ask, Connection
-from swarm.net.libp2p.dialling import Place, cannot_listen, connect, places_of
+from swarm.net.libp2p.dialling import Place, cannot_listen, connect, peer_id_in, places_of
+from swarm.net.libp2p.hop import HOP, STOP
 from swarm.net.libp2p.pace import Pace
+from swarm.net.libp2p.pipe import Holder, Pipe
+from swarm.net.libp2p.proxy import Proxy
+from swarm.net.libp2p.relay import Relay
 from swarm.net.libp2p.security import Credentials
 from swarm.net.libp2p.wire import READ_BYTES, Wire
 from swarm.net.meter import Meter
@@ -33,6 +39,10 @@ CONNECTIONS_MAX = 2
 """To one member: the one in use and the one that replaces it."""
 DIAL_FIRST_S, DIAL_MAX_S = 0.1, 5.0
 """Wait after a failed dial; doubles, with half to one and a half of it at random."""
+DIRECT_AGAIN_S = 60.0
+"""So often a member that is reached over a relay is dialled directly."""
+RELAY_AGAIN_S = 5.0
+"""So often a member that names no place is looked for at the relays."""
 YIELD_S = 0.25
 """The member with the higher address waits this long for the other to dial first."""
 FRESH_S = 5.0
@@ -54,8 +64,10 @@ class Upcalls(Protocol):
 class _Peer:
     """A member and the connections to it."""
 
-    def __init__(self, address: Address, places: tuple[Place, ...]) -> None:
+    def __init__(self, address: Address, places: tuple[Place, ...], peer_id: str) -> None:
         self.address = address
+        self.peer_id = peer_id
+        """By its endpoint; a relay is asked for it. Empty if the endpoint has none."""
         self.places = places
         """Where it can be dialled; the first is tried first, and is the last that worked."""
         self.wires: list[Wire] = []
@@ -71,6 +83,11 @@ class _Peer:
                 return wire
         return None
 
+    def direct(self) -> Wire | None:
+        """The same, unless it is relayed."""
+        wire = self.current()
+        return wire if wire is not None and wire.relay is None else None
+
 
 class Mesh:
     """The connections of one node.
@@ -79,6 +96,8 @@ class Mesh:
         listen: host and port; port 0 takes a free one.
         ping_s: interval at which a member is asked for a sign of life (see `Wire`).
         pace: how fast this node may send.
+        relay: that members are joined who cannot reach each other, and how much of that; None: not here.
+        proxy: through which others are dialled, if any.
     """
 
     def __init__(
@@ -90,6 +109,8 @@ class Mesh:
         *,
         ping_s: float,
         pace: Pace,
+        relay: RelayConfig | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         self.meter = Meter()
         self._me = me
@@ -98,6 +119,8 @@ class Mesh:
         self._upcalls = upcalls
         self._ping_s = ping_s
         self._pace = pace
+        self._proxy = proxy
+        self._relay = None if relay is None else Relay(relay, self._way, lambda member: member in self._peers)
         self._peers: dict[Address, _Peer] = {}
         self._wires: dict[Connection, Wire] = {}
         self._handshakes: dict[Wire, asyncio.TimerHandle] = {}
@@ -128,7 +151,10 @@ class Mesh:
             self._server.close()
             await self._server.wait_closed()
             self._server = None
-        wires = list(self._wires.values())
+        if self._relay is not None:
+            self._relay.close()
+        # Those over a relay say goodbye while the way to it is open.
+        wires = sorted(self._wires.values(), key=lambda wire: wire.relay is None)
         for wire in wires:
             wire.close()
         if wires:
@@ -155,12 +181,12 @@ class Mesh:
             places = _places(address, endpoint)
             known = self._peers.get(address)
             if known is None:
-                known = self._peers[address] = _Peer(address, places)
+                known = self._peers[address] = _Peer(address, places, peer_id_in(endpoint))
                 self.meter.of(address)
                 if self._server is not None:
                     self._keep(known)
-            elif set(known.places) != set(places):
-                known.places = places
+            elif set(known.places) != set(places) or known.peer_id != peer_id_in(endpoint):
+                known.places, known.peer_id = places, peer_id_in(endpoint)
                 known.changed.set()
 
     def connected(self) -> frozenset[Address]:
@@ -209,9 +235,12 @@ class Mesh:
     # What connections report
 
     def admit(self, connection: Connection, remote: Address) -> None:
+        wire = self._wires[connection]
         if remote not in self._peers:
-            self._refuse(self._wires[connection], "no member")
+            self._refuse(wire, "no member")
             raise PeerError(f"{short(remote)} is no member", member=remote)
+        if wire.announced not in (None, remote):
+            raise PeerError(f"a relay announced another member than {short(remote)}", member=remote)
 
     def opened(self, connection: Connection) -> None:
         wire = self._wires[connection]
@@ -224,13 +253,15 @@ class Mesh:
         others = [other for other in peer.wires if other not in peer.retiring]
         peer.wires.append(wire)
         wire.count(self.meter.of(peer.address))
+        self._note_relay(peer)
         peer.changed.set()
         if not wire.ready.done():
             wire.ready.set_result(True)
         if others:
             self._choose(peer, others, wire)
         else:
-            logger.info("connected with %s", short(peer.address))
+            over = "" if wire.relay is None else f" over {short(wire.relay)}"
+            logger.info("connected with %s%s", short(peer.address), over)
 
     def message(self, connection: Connection, protocol: str, payload: bytes) -> None:
         assert connection.remote is not None
@@ -251,16 +282,38 @@ class Mesh:
         if peer is not None:
             self._retire(peer, self._wires[connection], told=True)
 
+    def piped(self, connection: Connection, protocol: str, pipe: Pipe) -> Holder | None:
+        wire = self._wires[connection]
+        if wire.relay is not None or connection.remote is None:
+            return None  # nothing is relayed twice
+        if protocol == HOP:
+            return None if self._relay is None else self._relay.take(connection, pipe)
+        return Answer(connection.remote, pipe, self._announced)
+
+    def stirred(self, connection: Connection) -> None:
+        wire = self._wires.get(connection)
+        if wire is not None:
+            wire.flush_soon()
+
     # Connections
 
-    def _accepted(self) -> Wire:
+    def _announced(self, initiator: Address) -> Wire | None:
+        """A relay says who calls: a wire for it, if it is a member. What it says is held against the key proven."""
+        if initiator not in self._peers:
+            self.meter.refuse("no member, over a relay")
+            return None
+        wire = self._accepted(relayed=True)
+        wire.announced = initiator
+        return wire
+
+    def _accepted(self, *, relayed: bool = False) -> Wire:
         if len(self._handshakes) >= HANDSHAKES_MAX:
             crowd = Counter(wire.host for wire in self._handshakes)
             busiest = crowd.most_common(1)[0][0]
             oldest = next(wire for wire in self._handshakes if wire.host == busiest)
             self._refuse(oldest, "too many handshakes at once")
             oldest.cut("too many handshakes at once")
-        wire = self._wire(None)
+        wire = self._wire(None, relayed=relayed)
         self._handshakes[wire] = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._too_slow, wire)
         return wire
 
@@ -274,10 +327,23 @@ class Mesh:
             wire.refused = True
             self.meter.refuse(kind)
 
-    def _wire(self, dialled: Address | None) -> Wire:
-        connection = Connection(self._credentials, self, dialled=dialled)
-        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, self._pace, self._closed)
+    def _wire(self, dialled: Address | None, *, relayed: bool = False) -> Wire:
+        pipes = (STOP,) if self._relay is None else (STOP, HOP)
+        connection = Connection(self._credentials, self, dialled=dialled, pipes=pipes)
+        # What is relayed leaves over the connection with the relay, and waits there for its turn.
+        pace = Pace(None) if relayed else self._pace
+        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, pace, self._closed)
         return wire
+
+    def _way(self, member: Address) -> Connection | None:
+        """The direct connection with a member, if there is one."""
+        peer = self._peers.get(member)
+        wire = peer.direct() if peer is not None else None
+        return wire.connection if wire is not None else None
+
+    def _note_relay(self, peer: _Peer) -> None:
+        wire = peer.current()
+        self.meter.of(peer.address).relay = wire.relay if wire is not None else None
 
     def _settled(self, wire: Wire) -> None:
         timer = self._handshakes.pop(wire, None)
@@ -294,6 +360,7 @@ class Mesh:
             peer.wires.remove(wire)
             peer.retiring.discard(wire)
             peer.changed.set()
+            self._note_relay(peer)
             if not peer.wires:
                 self.meter.of(peer.address).lost += 1
                 logger.info("connection with %s lost: %s", short(peer.address), wire.reason)
@@ -305,6 +372,9 @@ class Mesh:
         if self._me > peer.address:
             return
         for other in others:
+            if (other.relay is None) != (newest.relay is None):
+                self._retire(peer, other if newest.relay is None else newest, told=False)
+                continue
             both_dialled = (other.connection.dialled is None) != (newest.connection.dialled is None)
             fresh = newest.since_s - other.since_s < FRESH_S
             mine_is_older = other.connection.dialled is not None
@@ -315,6 +385,7 @@ class Mesh:
         if wire in peer.retiring or wire not in peer.wires:
             return
         peer.retiring.add(wire)
+        self._note_relay(peer)
         if not told:
             wire.connection.leave()
             wire.flush_soon()
@@ -343,9 +414,15 @@ class Mesh:
         if self._me > peer.address:
             await self._changed(peer, YIELD_S)
         while True:
-            if peer.wires or not peer.places:
+            if any(wire.relay is None for wire in peer.wires) or (peer.wires and not peer.places):
                 wait_s = DIAL_FIRST_S
                 await self._changed(peer, None)
+            elif peer.wires:
+                wait_s = DIAL_FIRST_S
+                if not await self._changed(peer, DIRECT_AGAIN_S * self._random.uniform(0.5, 1.5)):
+                    await self._dial_places(peer)
+            elif not peer.places and not self._relays_for(peer):
+                await self._changed(peer, RELAY_AGAIN_S)
             elif not await self._dial(peer):
                 await self._changed(peer, wait_s * self._random.uniform(0.5, 1.5))
                 wait_s = min(wait_s * 2, DIAL_MAX_S)
@@ -353,33 +430,74 @@ class Mesh:
                 # A connection that is lost again and again at once is not dialled in a tight loop.
                 await asyncio.sleep(DIAL_FIRST_S)
 
-    async def _changed(self, peer: _Peer, timeout_s: float | None) -> None:
+    async def _changed(self, peer: _Peer, timeout_s: float | None) -> bool:
+        """Wait until something about the member changed; False if that took too long."""
         peer.changed.clear()
         try:
             async with asyncio.timeout(timeout_s):
                 await peer.changed.wait()
         except TimeoutError:
-            return
+            return False
+        return True
 
     async def _dial(self, peer: _Peer) -> bool:
+        """Try every place, then every member that may relay."""
+        if await self._dial_places(peer):
+            return True
+        traffic = self.meter.of(peer.address)
+        reason = traffic.last_failure if peer.places else ""
+        for relay in self._relays_for(peer):
+            if peer.wires:
+                return False  # it dialled us meanwhile
+            if await self._dial_over(peer, relay):
+                return True
+            if reason and relay.relays:
+                traffic.last_failure = f"{reason}; {traffic.last_failure}"
+            elif reason:
+                traffic.last_failure = reason
+        return False
+
+    async def _dial_places(self, peer: _Peer) -> bool:
         """Try every place; the one that works is tried first the next time."""
         for place in peer.places:
             if await self._dial_at(peer, place):
                 if place in peer.places:  # they may have changed meanwhile
                     peer.places = (place, *(other for other in peer.places if other != place))
                 return True
-            if peer.wires:
+            if peer.direct() is not None:
                 return False  # it dialled us meanwhile
         return False
 
     async def _dial_at(self, peer: _Peer, place: Place) -> bool:
         wire = self._wire(peer.address)
+
+        async def reach() -> None:
+            made = await connect(*place, self._proxy)
+            await asyncio.get_running_loop().create_connection(lambda: wire, sock=made)
+
+        return await self._settle(peer, wire, reach(), f"{place[0]} port {place[1]}")
+
+    async def _dial_over(self, peer: _Peer, relay: Wire) -> bool:
+        wire = self._wire(peer.address, relayed=True)
+        call: list[Call] = []
+
+        async def reach() -> None:
+            call.append(Call(relay, peer.peer_id, wire))
+
+        assert relay.connection.remote is not None
+        try:
+            return await self._settle(peer, wire, reach(), f"over {short(relay.connection.remote)}")
+        finally:
+            for one in call:
+                one.give_up()
+
+    async def _settle(self, peer: _Peer, wire: Wire, reach: Coroutine[None, None, None], where: str) -> bool:
+        """Reach the member and shake hands with it; whether that came to an end in time."""
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                made = await connect(*place)
-                await asyncio.get_running_loop().create_connection(lambda: wire, sock=made)
+                await reach
                 ready = await wire.ready
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, PeerError) as error:
             wire.reason = str(error) or f"no handshake in {HANDSHAKE_S:g} s"
             ready = False
         finally:
@@ -388,9 +506,18 @@ class Mesh:
         if not ready:
             traffic = self.meter.of(peer.address)
             traffic.dials_failed += 1
-            traffic.last_failure = f"{place[0]} port {place[1]}: {wire.reason}"
-            logger.debug("dialling %s at %s:%d failed: %s", short(peer.address), *place, wire.reason)
+            traffic.last_failure = f"{where}: {wire.reason}"
+            logger.debug("dialling %s at %s failed: %s", short(peer.address), where, wire.reason)
         return ready
+
+    def _relays_for(self, peer: _Peer) -> list[Wire]:
+        """Direct connections with members that may relay to this one; those that have done so first."""
+        if not peer.peer_id:
+            return []
+        ways = [other.direct() for other in self._peers.values() if other is not peer]
+        found = [way for way in ways if way is not None and way.connection.open and way.relays is not False]
+        self._random.shuffle(found)
+        return sorted(found, key=lambda way: way.relays is None)
 
 
 def _places(address: Address, endpoint: str) -> tuple[Place, ...]:

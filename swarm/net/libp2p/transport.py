@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from swarm.config import RelayConfig
 from swarm.encoding import Address, short
 from swarm.errors import UnavailableError
 from swarm.identity import Identity
@@ -12,6 +13,7 @@ from swarm.net.inbox import Inbox
 from swarm.net.libp2p.dialling import listen_place
 from swarm.net.libp2p.mesh import Mesh
 from swarm.net.libp2p.pace import Pace
+from swarm.net.libp2p.proxy import Proxy
 from swarm.net.libp2p.security import Credentials
 from swarm.net.meter import Meter
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
@@ -27,20 +29,31 @@ class Libp2pTransport:
         listen: a multiaddr, `/ip4/0.0.0.0/tcp/4101`; port 0 takes a free one.
         ping_s: how often a member is asked for a sign of life; three times of silence and it is given up.
         upload_bytes_s: the most to send in a second, over all members; votes and blocks do not wait for it.
+        relay: that this peer joins members that cannot reach each other, and how much of that; None: it does not.
+        proxy: through which members are dialled, as `proxy_of` reads it; None: none.
 
     Raises:
         ConfigError: `listen` is no such multiaddr.
     """
 
     def __init__(
-        self, identity: Identity, listen: str, *, ping_s: float = PING_S, upload_bytes_s: float | None = None
+        self,
+        identity: Identity,
+        listen: str,
+        *,
+        ping_s: float = PING_S,
+        upload_bytes_s: float | None = None,
+        relay: RelayConfig | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         self._identity = identity
         self._listen = listen
         self._inbox = Inbox()
         place = listen_place(listen)
         credentials, pace = Credentials(identity), Pace(upload_bytes_s)
-        self._mesh = Mesh(identity.address, credentials, place, self._inbox, ping_s=ping_s, pace=pace)
+        self._mesh = Mesh(
+            identity.address, credentials, place, self._inbox, ping_s=ping_s, pace=pace, relay=relay, proxy=proxy
+        )
         self._port = place[1]
 
     @property

@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from swarm.encoding import short
+from swarm.encoding import Address, short
 from swarm.errors import PeerError
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.pace import Pace
@@ -41,6 +41,12 @@ class Wire(asyncio.BufferedProtocol):
         self.since_s = 0.0
         """When it was made, by the loop's clock."""
         self.reason = "closed by the other side"
+        self.relay: Address | None = None
+        """The member that relays this connection, if one does."""
+        self.announced: Address | None = None
+        """Who calls, by the word of the relay."""
+        self.relays: bool | None = None
+        """Whether the member at the other end relays for others; None until it was asked."""
         self.refused = False
         """It was counted as one that is sent away."""
         loop = asyncio.get_running_loop()
@@ -88,11 +94,15 @@ class Wire(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.received(self._buffer[:nbytes])
+
+    def received(self, data: memoryview) -> None:
+        """Bytes have arrived; nothing of the view is kept."""
         self._heard = True
         if self._traffic is not None:
-            self._traffic.received_bytes += nbytes
+            self._traffic.received_bytes += len(data)
         try:
-            self.connection.receive(self._buffer[:nbytes])
+            self.connection.receive(data)
         except PeerError as error:
             self.cut(str(error))
         else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import TypeAlias
 
@@ -138,6 +139,10 @@ class Session:
         if not stream.gone:
             self._put(_WINDOW, _RST, stream.id, 0)
             self._forget(stream)
+
+    def theirs(self) -> Iterator[Stream]:
+        """The streams that the other side opened and that are not gone."""
+        return (stream for stream in self._streams.values() if stream.id % 2 == self._theirs)
 
     def hold(self, stream: Stream) -> None:
         """Give the other side no more credit; what it was given may still come."""
