@@ -1,6 +1,7 @@
 """`python -m sim`: a swarm's story on this machine, or many seeds of it. Equal arguments give equal stories.
 
-`python -m sim consensus` simulates the consensus alone; each such command has its own arguments.
+`python -m sim EXPERIMENT.toml` trains many virtual sites; `python -m sim consensus` simulates the consensus alone; each
+such command has its own arguments.
 """
 
 from __future__ import annotations
@@ -93,9 +94,10 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
 
 def main() -> int:
     """Run what the command line says; the exit status."""
+    if any(argument.endswith(".toml") for argument in sys.argv[1:]):
+        return _run("sim.scale.command", sys.argv[1:])
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        status: int = importlib.import_module(COMMANDS[sys.argv[1]]).main(sys.argv[2:])
-        return status
+        return _run(COMMANDS[sys.argv[1]], sys.argv[2:])
     arguments = parser().parse_args()
     try:
         if arguments.seeds:
@@ -111,6 +113,11 @@ def main() -> int:
     outcome = run(plan, tell=lambda line: print(line, flush=True))
     print(f"\n{_summary(outcome)}\ntrace {outcome.trace}")
     return 1 if outcome.failure else 0
+
+
+def _run(module: str, arguments: Sequence[str]) -> int:
+    status: int = importlib.import_module(module).main(arguments)
+    return status
 
 
 def _summary(outcome: Outcome) -> str:

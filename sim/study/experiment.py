@@ -26,8 +26,8 @@ class Scenario:
     kind: str = "natural"
     """`natural`: the recipe's own sites. All others put the training rows together and deal them out again: `even`;
     `sizes` after `shares`; `prevalence`, equal sizes with these `shares` of class 1; `missing`, the first site has no
-    row of the class `lacks`; `dirichlet`, each class in shares drawn with `alpha`; `small`, as many rows for each site, in
-    a mixture of classes that each draws with `alpha`: for hundreds of sites, of which none stays without rows."""
+    row of the class `lacks`; `dirichlet`, each class in shares drawn with `alpha`; `small`, as many rows for each site,
+    in a mixture of classes that each draws with `alpha`: for hundreds of sites, of which none stays without rows."""
     sites: int = 0
     """How many, where rows are dealt out."""
     shares: tuple[float, ...] = ()

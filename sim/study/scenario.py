@@ -29,7 +29,7 @@ def placed(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
     if scenario.test_prevalence:
         if kind != "binary":
             raise ConfigError(f"[scenario] test_prevalence is for two classes; this recipe is {kind}")
-        found = [replace(site, test=_thinned(site.test, scenario.test_prevalence)) for site in found]
+        found = [replace(site, test=thinned(site.test, scenario.test_prevalence)) for site in found]
     for site in found:
         for what, rows in (("training", site.train), ("test", site.test)):
             if not len(rows):
@@ -150,7 +150,7 @@ def _cut(classes: np.ndarray, shares: dict[int, Sequence[float]], chance: np.ran
     return parts
 
 
-def _thinned(test: Rows, prevalence: float) -> Rows:
+def thinned(test: Rows, prevalence: float) -> Rows:
     """As many rows as leave this share of class 1."""
     chance = np.random.default_rng(PLACEMENT)
     ones, zeros = (chance.permutation(np.flatnonzero(test.y.numpy() == label)) for label in (1, 0))

@@ -1,0 +1,1 @@
+"""A thousand virtual sites on one machine: `python -m sim EXPERIMENT.toml --peers 1000`."""
