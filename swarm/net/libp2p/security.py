@@ -15,16 +15,18 @@ import ssl
 import struct
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 from libp2p.crypto.keys import KeyPair, KeyType, PublicKey
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key
 from libp2p.peer.id import ID
 from libp2p.security.noise.messages import NoiseHandshakePayload, verify_handshake_payload_sig
 from libp2p.security.noise.patterns import PatternXX
-from libp2p.security.tls.certificate import create_cert_template, generate_certificate, verify_certificate_chain
+from libp2p.security.tls.certificate import generate_certificate, verify_certificate_chain
 from libp2p.security.tls.openssl_verify import install_skip_pkix_peer_verification
 
 from swarm.encoding import Address
@@ -69,7 +71,7 @@ class Credentials:
     def __init__(self, identity: Identity) -> None:
         self.keys: KeyPair = create_new_key_pair(identity.secret)
         self.noise_key = create_noise_key().private_key
-        certificate, key = generate_certificate(self.keys.private_key, create_cert_template())
+        certificate, key = generate_certificate(self.keys.private_key, _template())
         self._server = _context(certificate, key, server=True)
         self._client = _context(certificate, key, server=False)
 
@@ -241,6 +243,20 @@ def _peer_id(key: PublicKey) -> str:
     if key.get_type() != KeyType.Secp256k1:
         raise PeerError("a key of another kind than secp256k1 belongs to no member")
     return peer_id_of(key.to_bytes())
+
+
+def _template() -> x509.CertificateBuilder:
+    """A certificate without extensions of its own: js-libp2p looks for the key in the first one only."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "libp2p")])
+    since = datetime.now(UTC) - timedelta(hours=1)  # the other side's clock may be behind
+    return (
+        x509.CertificateBuilder()
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(since)
+        .not_valid_after(since + timedelta(days=365 * 100))
+        .subject_name(name)
+        .issuer_name(name)
+    )
 
 
 def _context(certificate: str, key: str, *, server: bool) -> ssl.SSLContext:
