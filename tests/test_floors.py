@@ -52,6 +52,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "websockets": ("swarm/ledger/web_server.py",),
     "numpy": ("swarm/merge", "swarm/learn"),
     "cryptography": ("swarm/merge", "swarm/net"),
+    "Crypto": ("swarm/merge/blind/shares.py",),
     "libp2p": ("swarm/net",),
     "trio": ("swarm/net",),
     "multiaddr": ("swarm/net",),
