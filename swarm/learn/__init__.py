@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swarm.learn.callback import SwarmCallback
     from swarm.learn.once import sum_over_members
+    from swarm.learn.part import norm_layers
     from swarm.learn.state import save_model
 
-__all__ = ["SwarmCallback", "save_model", "sum_over_members"]
+__all__ = ["SwarmCallback", "norm_layers", "save_model", "sum_over_members"]
+
+_MODULES = {
+    "SwarmCallback": "callback",
+    "norm_layers": "part",
+    "save_model": "state",
+    "sum_over_members": "once",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SwarmCallback":
-        from swarm.learn.callback import SwarmCallback
-
-        return SwarmCallback
-    if name == "sum_over_members":
-        from swarm.learn.once import sum_over_members
-
-        return sum_over_members
-    if name == "save_model":
-        from swarm.learn.state import save_model
-
-        return save_model
+    if name in _MODULES:
+        return getattr(import_module(f"swarm.learn.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'swarm.learn' has no attribute {name!r}")

@@ -9,16 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch import nn
 
 from swarm.config import load_site
+from swarm.encoding import sha256
+from swarm.errors import ConfigError
+from swarm.learn import resume
 from swarm.learn.attach import Node
-from swarm.learn.seat import Place, Seat
-from swarm.learn.state import Checkpoint, State, write_update
+from swarm.learn.part import Part
+from swarm.learn.seat import Best, Place, Seat
+from swarm.learn.state import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +43,25 @@ class SwarmCallback:
         site: the site's settings, `sites/NAME.toml`.
         run: the run's name on the ledger.
         patience_s: how long a node that is away is waited for, each time, before `UnavailableError`.
+        keep: optimizer, scheduler, generators by a name: what has a `state_dict`, and torch's and numpy's generators.
+            Their states, and those of everybody's generators, are written with each checkpoint; training that starts
+            again takes them up and goes on bit for bit from there. None: they are left alone.
     """
 
-    def __init__(self, model: nn.Module, site: str | Path, run: str = "heart", *, patience_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        site: str | Path,
+        run: str = "heart",
+        *,
+        patience_s: float = 600.0,
+        keep: Mapping[str, Any] | None = None,
+    ) -> None:
+        resume.check_keepable(keep or {})
         self.model = model
+        self._keep = keep
         self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
-        self._base: Checkpoint | None = None
+        self._part: Part | None = None
         self._place: Place | None = None
         self._metrics: dict[str, float] = {}
         self._forget()
@@ -69,6 +88,16 @@ class SwarmCallback:
         """The digest of the checkpoint that the model trains on from, `0x…`: compare it with the other sites'."""
         return self._here().checkpoint
 
+    @property
+    def sync_interval(self) -> int:
+        """Batches of this round: what the members agreed on, stretched while the loss falls if they agreed on that."""
+        return self._here().sync_interval
+
+    @property
+    def best(self) -> Best | None:
+        """The best checkpoint so far by the agreed metric; None where none is agreed on, or none was judged yet."""
+        return self._here().best
+
     # --- the training loop's calls
 
     def __enter__(self) -> SwarmCallback:
@@ -88,11 +117,24 @@ class SwarmCallback:
             UnavailableError: no node, for as long as the patience.
         """
         try:
-            self._adopt(self._seat.take())
+            place = self._seat.take()
+            self._part = Part(self.model, self._seat.policy)
+            self._adopt(place, self._kept(place))
         except BaseException:
             self._seat.leave()
             raise
         logger.info("run %s: attached at round %d of %d", self._seat.run, self.round, self.rounds)
+
+    def on_before_optimizer_step(self) -> None:
+        """Between `loss.backward()` and `optimizer.step()`, gradients unscaled: correct them as the members agreed.
+
+        Needed where the policy has `proximal` or `scaffold`; nothing happens otherwise.
+
+        Raises:
+            ConfigError: a gradient is sparse.
+        """
+        if self._here() and self._seat.policy.corrects_steps:
+            self._at_work().correct()
 
     def on_batch_end(self, samples: int, loss: float | None = None) -> bool:
         """Count one batch; at the agreed interval, exchange. True when the model now holds a new checkpoint.
@@ -114,13 +156,17 @@ class SwarmCallback:
         if loss is not None and math.isfinite(loss):
             self._loss += float(loss) * samples
             self._loss_samples += samples
-        if self._batches < self._seat.policy.sync_interval:
+        if self._batches < self.sync_interval and not self._time_is_over():
             return False
         self._exchange()
         return True
 
     def on_epoch_end(self, metrics: Mapping[str, float]) -> None:
-        """Numbers to record with the next submission; a later number of the same name replaces an earlier one."""
+        """Numbers to record with the next submission; a later number of the same name replaces an earlier one.
+
+        Call it before the first batch of a round with what was measured on the checkpoint. What changes the states in
+        `keep` between two rounds (`scheduler.step()`) comes before it, or is followed by `save`.
+        """
         merged = dict(self._metrics)
         for name, value in metrics.items():
             if math.isfinite(value):
@@ -131,6 +177,8 @@ class SwarmCallback:
         if size > METRICS_MAX_BYTES:
             raise ValueError(f"metrics of {size} bytes, the ledger takes {METRICS_MAX_BYTES}: name fewer, or shorter")
         self._metrics = merged
+        if self._place is not None and not self._batches:
+            self.save()
 
     def on_train_end(self, *, failed: bool = False) -> None:
         """Detach; the model holds the last checkpoint unless training `failed`."""
@@ -142,29 +190,63 @@ class SwarmCallback:
         self._seat.leave()
 
     def restart(self) -> None:
-        """Go back to the current checkpoint: what was trained since is dropped."""
-        assert self._base is not None, "on_train_begin comes first"
-        State(self.model).load(self._base)
+        """Go back to the current checkpoint: what was trained since is dropped, also of what stays at this site."""
+        self._at_work().restart()
         self._forget()
+
+    def save(self) -> None:
+        """Keep the states of what `keep` names as they are now, for training that starts again from this checkpoint.
+
+        Raises:
+            ValueError: batches were trained since the checkpoint: these states belong to no checkpoint.
+            ConfigError: a state holds something other than tensors and plain values.
+        """
+        if self._batches:
+            raise ValueError(f"{self._batches} batches after the checkpoint; states are kept between two rounds only")
+        place, policy = self._here(), self._seat.policy
+        if self._keep is None and not policy.personal and not policy.scaffold:
+            return
+        kept = resume.Kept(
+            policy=sha256(policy.encode()).hex(),
+            round=place.round,
+            checkpoint=place.checkpoint,
+            metrics=self._metrics,
+            tensors=self._at_work().kept(),
+            states=resume.states_of(self._keep) if self._keep is not None else {},
+        )
+        resume.write(self._seat.keep_path, kept)
+
+    def adopt_best(self) -> Best:
+        """Give the model the best checkpoint of the run, once it is over; what stays at this site is left as it is.
+
+        Raises:
+            ValueError: the run is not over, or no checkpoint was judged.
+            StorageError, UnavailableError: nobody has its bytes any more.
+        """
+        best = self.best
+        if not self.finished or best is None:
+            raise ValueError(
+                f"run {self._seat.run}: a best checkpoint is known once the run is over and one was judged"
+            )
+        self._at_work().adopt(Checkpoint(self._seat.object(best.checkpoint)))
+        return best
 
     # --- the exchange
 
     def _exchange(self) -> None:
-        assert self._base is not None
         place = self._here()
         metrics = dict(self._metrics)
         if self._loss_samples:
             metrics["loss"] = self._loss / self._loss_samples
+        self._check_told(metrics)
         with self._seat.update_file() as path:
             self._write(path)
             after = self._seat.exchange(place, path, samples=self._samples, metrics=metrics)
-        self._adopt(after)
+        self._adopt(after, None)
 
     def _write(self, path: Path) -> None:
-        assert self._base is not None
-        state, policy = State(self.model), self._seat.policy
-        state.check_fits(self._base)
-        beyond = write_update(state.tensors, self._base, path, range_max=policy.range)
+        policy = self._seat.policy
+        beyond = self._at_work().write(path)
         if beyond and policy.merge == "sum":
             raise ValueError(
                 f"the change of {', '.join(beyond)} passes ±{policy.range:g}, the range of run {self._seat.run}"
@@ -175,11 +257,62 @@ class SwarmCallback:
                 self._seat.run, self.round, ", ".join(beyond[:5]), policy.range,
             )  # fmt: skip
 
-    def _adopt(self, place: Place) -> None:
-        base = Checkpoint(place.path)
-        State(self.model).load(base)
-        self._base, self._place = base, place
+    def _check_told(self, metrics: Mapping[str, float]) -> None:
+        """Whether the numbers are there by which the run goes on."""
+        policy = self._seat.policy
+        if policy.sync_interval_max and "loss" not in metrics:
+            raise ConfigError(
+                f"run {self._seat.run} stretches its interval while the loss falls: give every batch's loss, "
+                "`on_batch_end(samples=…, loss=…)`"
+            )
+        if policy.best_metric and self.round and policy.best_metric not in metrics:
+            logger.warning(
+                "run %s round %d: no %s to judge the checkpoint by; `on_epoch_end` takes it at the start of a round",
+                self._seat.run, self.round, policy.best_metric,
+            )  # fmt: skip
+
+    def _time_is_over(self) -> bool:
+        """Whether this site has trained for as long as the members agreed: then it submits what it has."""
+        work_s = self._seat.policy.work_s
+        return work_s > 0 and time.monotonic() - self._began_s >= work_s
+
+    def _kept(self, place: Place) -> resume.Kept | None:
+        """What this site kept of the run, if it did and it can be of this run."""
+        kept = resume.read(self._seat.keep_path)
+        digest = sha256(self._seat.policy.encode()).hex()
+        if kept is not None and (kept.policy != digest or kept.round > place.round):
+            logger.warning("run %s: %s is of another run and is left alone", self._seat.run, self._seat.keep_path)
+            return None
+        return kept
+
+    def _adopt(self, place: Place, kept: resume.Kept | None) -> None:
+        """Take over a place's checkpoint; with `kept`, go on as training that ended there would have."""
+        self._at_work().adopt(Checkpoint(place.path))
+        self._place = place
         self._forget()
+        if kept is not None:
+            self._take_up(place, kept)
+        self.save()
+
+    def _take_up(self, place: Place, kept: resume.Kept) -> None:
+        try:
+            self._at_work().restore(kept.tensors)
+            if self._keep is not None and kept.states:
+                resume.restore(self._keep, kept.states)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; remove {self._seat.keep_path} to start without what was kept") from error
+        if kept.checkpoint == place.checkpoint:
+            self._metrics = dict(kept.metrics)
+            logger.info("run %s round %d: goes on as it was left", self._seat.run, place.round)
+        else:
+            logger.info(
+                "run %s round %d: goes on with what was kept at round %d", self._seat.run, place.round, kept.round
+            )
+
+    def _at_work(self) -> Part:
+        if self._part is None:
+            raise ValueError("use `with SwarmCallback(...)`, or call on_train_begin first")
+        return self._part
 
     def _forget(self) -> None:
         self._batches = 0
@@ -187,6 +320,7 @@ class SwarmCallback:
         self._loss = 0.0
         self._loss_samples = 0
         self._metrics = {}
+        self._began_s = time.monotonic()
 
     def _here(self) -> Place:
         if self._place is None:

@@ -21,6 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best of a run's checkpoints so far, by what the members told of it."""
+
+    round: int
+    """How many rounds of the run were behind it."""
+    checkpoint: str
+    """The digest, `0x…`."""
+    value: float
+    """Of the agreed metric: the lower median of the members'."""
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a run stands."""
 
@@ -30,6 +42,10 @@ class Place:
     path: Path
     """The checkpoint's file in the site's store; not to be written to."""
     finished: bool
+    sync_interval: int
+    """Batches until the next exchange."""
+    best: Best | None
+    """The best checkpoint so far, where the members agreed on what is better."""
 
 
 class Seat:
@@ -60,6 +76,19 @@ class Seat:
         """A node that was started again does not know that training is attached."""
         logger.info("run %s: the node is back", self.run)
         self.take()
+
+    @property
+    def keep_path(self) -> Path:
+        """Where the site keeps what training needs beside the checkpoint."""
+        return self._node.site.folder / "training" / f"{self._id}.safetensors"
+
+    def object(self, digest: str) -> Path:
+        """The file of an object in the site's store; the node gets it from the others where it is not there.
+
+        Raises:
+            StorageError, UnavailableError: nobody has it.
+        """
+        return Path(self._node.call("swarm_object", digest=digest)["path"])
 
     @contextlib.contextmanager
     def update_file(self) -> Iterator[Path]:
@@ -108,4 +137,12 @@ class Seat:
 
 
 def _place(answer: Mapping[str, Any]) -> Place:
-    return Place(answer["round"], answer["checkpoint"], Path(answer["path"]), answer["finished"])
+    best = answer["best"]
+    return Place(
+        round=answer["round"],
+        checkpoint=answer["checkpoint"],
+        path=Path(answer["path"]),
+        finished=answer["finished"],
+        sync_interval=answer["sync_interval"],
+        best=None if best is None else Best(best["round"] + 1, best["checkpoint"], best["value"]),
+    )
