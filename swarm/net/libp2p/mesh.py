@@ -240,6 +240,7 @@ class Mesh:
             self._refuse(wire, "no member")
             raise PeerError(f"{short(remote)} is no member", member=remote)
         if wire.announced not in (None, remote):
+            self._refuse(wire, "another than the relay announced")
             raise PeerError(f"a relay announced another member than {short(remote)}", member=remote)
 
     def opened(self, connection: Connection) -> None:
@@ -255,6 +256,7 @@ class Mesh:
         wire.count(self.meter.of(peer.address))
         self._note_relay(peer)
         peer.changed.set()
+        self._look_over(wire)
         if not wire.ready.done():
             wire.ready.set_result(True)
         if others:
@@ -340,6 +342,12 @@ class Mesh:
         peer = self._peers.get(member)
         wire = peer.direct() if peer is not None else None
         return wire.connection if wire is not None else None
+
+    def _look_over(self, wire: Wire) -> None:
+        """Members that can be reached over relays only are looked for at a new one at once."""
+        for peer in self._peers.values():
+            if wire.relay is None and not peer.places and not peer.wires:
+                peer.changed.set()
 
     def _note_relay(self, peer: _Peer) -> None:
         wire = peer.current()
