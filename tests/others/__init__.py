@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[2] / ".others"
 
 
-def node_modules() -> Path:
-    """Where ethers, viem and js-libp2p are; skips where Node.js or they are missing. Scripts run with `node`, NODE_PATH here."""
-    found = ROOT / "node" / "node_modules"
+def node_modules(package: str = "ethers") -> Path:
+    """Where ethers, viem and js-libp2p are; skips where Node.js or `package` is missing.
+
+    Scripts run with `node` and NODE_PATH here.
+    """
     if shutil.which("node") is None:
         pytest.skip("Node.js is not on this machine")
-    return _needed(found)
+    return _needed(ROOT / "node" / "node_modules" / package).parent
 
 
 def foundry(name: str) -> Path:
