@@ -7,19 +7,16 @@ several members, or again by an auditor, and are the same bytes every time. A ch
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from swarm.config import Policy
 from swarm.encoding import Digest
-from swarm.errors import StorageError
+from swarm.merge.disk import Input, in_threads, write_at, written
 from swarm.merge.fixed import Float64s, Int64s, NotFinite, Raw, Seen, load
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.layout import Layout, Segment
@@ -29,9 +26,6 @@ from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
 from swarm.merge.server import MODEL, Optimizer, Server, server_of
 from swarm.merge.squares import Squares, squares_of
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
-
-Bench = TypeVar("Bench")
-Found = TypeVar("Found")
 
 THREADS = 2
 
@@ -84,7 +78,7 @@ def merge(
     """
     if out is not None and out.exists() and any(out.samefile(path) for path in (base, *updates)):
         raise ValueError(f"{out} is an input of the merge; its result needs a file of its own")
-    with _Job(base, updates, weights, policy, threads) as job, _written(out, job.size_bytes) as target:
+    with _Job(base, updates, weights, policy, threads) as job, written(out, job.size_bytes) as target:
         size = job.size_bytes
         leaves = job.run(range(chunk_count(size)), threads, target)
         return Merged(root(leaves, size), tuple(leaves), size, job.reports())
@@ -133,8 +127,8 @@ class _Job:
         self._policy = policy
         self._opened = ExitStack()
         with self._opened:
-            self._base = self._opened.enter_context(_Input(base))
-            self._updates = [self._opened.enter_context(_Input(path)) for path in updates]
+            self._base = self._opened.enter_context(Input(base))
+            self._updates = [self._opened.enter_context(Input(path)) for path in updates]
             self._server = server_of(policy)
             self.layout = Layout.of(Schema.of_file(base), self._server)
             self.size_bytes = self.layout.merged.size_bytes
@@ -243,7 +237,7 @@ class _Job:
                 with self._checked(piece, MODEL):
                     bench.floats.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
         if target is not None:
-            _write_at(target, out.data, start)
+            write_at(target, out.data, start)
         return leaf(out.data), total
 
     def _compare(self, bench: _Bench, piece: Segment, change: Float64s, chunk: int) -> None:
@@ -321,96 +315,3 @@ class _Bench:
         self.read: Raw = np.empty(plan.block * 8, np.uint8)
         self.values = np.empty(plan.block)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
-
-
-def in_threads(
-    items: Sequence[int], threads: int, prepare: Callable[[], Bench], work: Callable[[Bench, int], Found]
-) -> list[Found]:
-    """`work` on every item, in their order, by several threads, each with what `prepare` gave it.
-
-    Every thread has its own stride of the items and stops at its first error. Of these the one at the first item is
-    raised, as if there were one thread.
-    """
-    count = max(1, min(threads, len(items)))
-    found: list[list[Found]] = [[] for _ in range(count)]
-
-    def stride(number: int) -> Exception | None:
-        mine = prepare()
-        try:
-            for item in items[number::count]:
-                found[number].append(work(mine, item))
-        except Exception as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(count - 1) if count > 1 else nullcontext() as pool:
-        helpers = [pool.submit(stride, number) for number in range(1, count)] if pool else []
-        errors = [stride(0), *(helper.result() for helper in helpers)]
-    faults = [(len(found[number]) * count + number, error) for number, error in enumerate(errors) if error]
-    if faults:
-        raise min(faults, key=lambda fault: fault[0])[1]
-    return [found[place % count][place // count] for place in range(len(items))]
-
-
-class _Input:
-    """An input file, read at any place by any thread."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with _disk(path):
-            self._file = os.open(path, os.O_RDONLY)
-
-    def __enter__(self) -> _Input:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def read(self, offset: int, into: Raw) -> Raw:
-        """Fill `into`; StorageError where the disk does not give it, or the file became shorter meanwhile."""
-        view = into.data
-        with _disk(self._path):
-            while view:
-                count = os.preadv(self._file, [view], offset)
-                if not count:
-                    raise StorageError(f"{self._path} ends at byte {offset}; it was changed while it was read")
-                view, offset = view[count:], offset + count
-        return into
-
-
-@contextmanager
-def _written(out: Path | None, size: int) -> Iterator[int | None]:
-    """A new file of this size; it is removed again if the merge fails."""
-    if out is None:
-        yield None
-        return
-    with _disk(out):
-        target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with _disk(out):
-            os.ftruncate(target, size)
-        yield target
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(target)
-
-
-def _write_at(target: int, view: memoryview, offset: int) -> None:
-    with _disk(None):
-        while view:
-            count = os.pwrite(target, view, offset)
-            view, offset = view[count:], offset + count
-
-
-@contextmanager
-def _disk(path: Path | None) -> Iterator[None]:
-    """The door for what the operating system says about the disk."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{error.filename or path or 'the merged checkpoint'}: {error.strerror or error}; a merge reads its inputs "
-            "and writes a file of the checkpoint's size: check the disk that holds the site's `folder`"
-        ) from error

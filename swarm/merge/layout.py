@@ -26,6 +26,8 @@ class Segment:
     place: int
     """In the merged checkpoint."""
     model_dtype: str
+    update_dtype: str
+    """As updates hold it: the model's, or I32 where they are masked."""
     update_place: int
     base_places: Mapping[str, int]
     """Of the same elements in the base, by kind; a base without state has MODEL only."""
@@ -50,7 +52,7 @@ class Segment:
             self,
             count=count,
             place=self.place + first * ELEMENT_BYTES[self.dtype],
-            update_place=self.update_place + first * ELEMENT_BYTES[self.model_dtype],
+            update_place=self.update_place + first * ELEMENT_BYTES[self.update_dtype],
             base_places={
                 kind: place + first * ELEMENT_BYTES[self.dtype_of(kind)] for kind, place in self.base_places.items()
             },
@@ -71,15 +73,23 @@ class Layout:
     segments: tuple[Segment, ...]
 
     @classmethod
-    def of(cls, base: Schema, server: Server | None) -> Layout:
+    def of(
+        cls, base: Schema, server: Server | None, *, updates: Schema | None = None, carried: tuple[Tensor, ...] = ()
+    ) -> Layout:
         """The layout of a round that starts from a checkpoint with these tensors.
 
+        Args:
+            updates: the tensors of the updates' files, where they are not the model's.
+            carried: further tensors of the merged checkpoint, which no segment has.
         Raises:
             ValueError: the checkpoint holds some of the optimizer's state, but not all of it.
         """
         model = model_schema(base)
         merged = checkpoint_schema(model, server)
-        here, there = _places(base), _places(model)
+        merged = Schema.of([*merged.tensors, *carried]) if carried else merged
+        updates = updates or model
+        here, there = _places(base), _places(updates)
+        dtypes = {tensor.name: tensor.dtype for tensor in updates.tensors}
         origins = {tensor.name: (MODEL, tensor) for tensor in model.tensors}
         for tensor in model.tensors:
             if server is not None and tensor.dtype in FLOATS:
@@ -87,7 +97,7 @@ class Layout:
         _check_state(base, merged, model)
         segments: list[Segment] = []
         for tensor, start, _ in merged.placed:
-            if not tensor.count:
+            if not tensor.count or tensor in carried:
                 continue
             kind, source = origins[tensor.name]
             names = {MODEL: source.name}
@@ -99,7 +109,8 @@ class Layout:
                 count=tensor.count,
                 place=len(merged.header) + start,
                 model_dtype=source.dtype,
-                update_place=there[source.name],
+                update_dtype=dtypes.get(source.name, source.dtype),
+                update_place=there.get(source.name, 0),
                 base_places={state: here[name] for state, name in names.items() if name in here},
             )
             if segments and segments[-1].joins(segment):

@@ -29,6 +29,10 @@ from swarm.merge.schema import FLOATS, Schema, Tensor
 
 PREFIX = "swarm.server."
 """Of the names of tensors that are the optimizer's state and not the model's."""
+BLIND = "swarm.blind."
+"""Of the names of tensors that blind merges carry on."""
+KEPT = (PREFIX, BLIND)
+"""Of the names of tensors that no model and no update has."""
 CONTROL = "swarm.control."
 """Of the names of tensors that are SCAFFOLD's control variates: the merge takes them for parameters."""
 MODEL, MOMENTUM, VARIANCE = "", "momentum", "variance"
@@ -122,9 +126,9 @@ def server_of(policy: Policy) -> Server | None:
 
 def model_schema(checkpoint: Schema) -> Schema:
     """The tensors of a checkpoint that are the model's: what every update holds."""
-    if not any(tensor.name.startswith(PREFIX) for tensor in checkpoint.tensors):
+    if not any(tensor.name.startswith(KEPT) for tensor in checkpoint.tensors):
         return checkpoint
-    return Schema.of(tensor for tensor in checkpoint.tensors if not tensor.name.startswith(PREFIX))
+    return Schema.of(tensor for tensor in checkpoint.tensors if not tensor.name.startswith(KEPT))
 
 
 def state_tensor(kind: str, tensor: Tensor) -> Tensor:
@@ -151,9 +155,9 @@ def checkpoint_schema(model: Schema, server: Server | None) -> Schema:
 
 def check_genesis(schema: Schema, policy: Policy) -> None:
     """ValueError if no run under this policy can start from such a checkpoint."""
-    reserved = [tensor.name for tensor in schema.tensors if tensor.name.startswith(PREFIX)]
+    reserved = [tensor.name for tensor in schema.tensors if tensor.name.startswith(KEPT)]
     if reserved:
-        raise ValueError(f"the name {reserved[0]} is kept for the state of a run's optimizer; a run starts without it")
+        raise ValueError(f"the name {reserved[0]} is kept for what merges carry on; a run starts without it")
     staying = [tensor.name for tensor in schema.tensors if policy.stays(tensor.name)]
     if staying:
         raise ValueError(f"{staying[0]} stays at each site by the policy's `personal`; `policy=` leaves it out")

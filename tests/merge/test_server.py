@@ -147,7 +147,7 @@ def test_a_part_of_the_state_or_that_of_another_optimizer_is_refused(tmp_path: P
 
 def test_a_run_starts_without_state_and_with_names_that_have_room(tmp_path: Path) -> None:
     check_genesis(SCHEMA, rule_of("fedadam"))
-    with pytest.raises(ValueError, match=r"the name swarm\.server\.momentum\.x is kept for the state"):
+    with pytest.raises(ValueError, match=r"the name swarm\.server\.momentum\.x is kept for what merges carry on"):
         check_genesis(Schema.of([Tensor(f"{PREFIX}momentum.x", "F32", (1,))]), policy())
     long = Schema.of([Tensor("x" * 1010, "F32", (1,))])
     check_genesis(long, policy())

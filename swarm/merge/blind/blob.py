@@ -183,7 +183,7 @@ def open_blob(keys: Keys, blob: Blob) -> Held:
     for share, wanted, what in zip(shares, (entry.self_share, entry.recovery_share), ("self", "recovery"), strict=True):
         if commitment(SHARE, share) != wanted:
             raise PeerError(
-                f"the share of its {what} seed that {short(sender)} sealed for {short(me)} is not the one it committed to",
+                f"the share of its {what} seed that {short(sender)} sealed for {short(me)} differs from its commitment",
                 member=sender, evidence=blob,
             )  # fmt: skip
     return Held(sender, *shares, agrees=commitment(PAIR, keys.pair_seed(sender)) == entry.pair)
