@@ -16,8 +16,8 @@ OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
 	$(BIN)/swarm demo $(ARGS)
 
-test: check others  ## what has to hold for every change
-	$(BIN)/python -m pytest
+test: check others  ## what has to hold for every change; as many at once as there are cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY) others  ## long simulations and whole runs with real processes
 	$(BIN)/python -m pytest -m slow
