@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from eth_account import Account
 from web3 import AsyncWeb3
 
+from sim.scale.prepared import VALIDATORS
 from swarm.config import MemberConfig, SwarmConfig
 from swarm.consensus import Certificate
 from swarm.consensus.messages import commit_digest
@@ -30,8 +31,6 @@ from swarm.quorum import quorum
 
 CHAIN_ID = 1337
 CREATED_MS = 1_700_000_000_000
-VALIDATORS = 4
-"""Members that seal blocks; the others follow."""
 BLOCK_MS = 100
 """How long a block takes, by the ledger's clock, which is virtual."""
 

@@ -136,7 +136,7 @@ def _begin(folder: Path, fingerprint: str, *, resume: bool) -> None:
 
 def _play(prepared: Any, folder: Path, engine: Any, times: Times, *, verifiers: int, needs: Any) -> dict[str, Any]:
     """Train to the end, and what came out."""
-    from sim.scale.results import described, results
+    from sim.scale.prepared import described
     from sim.scale.rounds import Swarm
     from sim.study import metrics
 
@@ -153,6 +153,8 @@ def _play(prepared: Any, folder: Path, engine: Any, times: Times, *, verifiers: 
                 closed.append(one)
                 times.note()
                 progress.closed(one.round, f"{main_metric} {one.measures[main_metric]}")
+            from sim.scale.results import results  # with all that a comparison needs: nearly half a second
+
             return results(prepared, swarm, closed)
         finally:
             swarm.close()

@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from sim.scale.prepared import Institution, Prepared, Request, prepare
 from sim.scale.work import Part, Parts, make_part
 from swarm.errors import ConfigError, UnavailableError
@@ -46,7 +48,7 @@ class Processes:
         self._prepared = prepared
         context = multiprocessing.get_context("fork")
         self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(prepared,))
-        self._pool.submit(os.getpid).result()  # all of them start with the first call
+        self._pool.submit(os.getpid)  # all of them start with the first call
 
     def train(self, institutions: Sequence[Institution], number: int, base: Path, parts: Parts) -> Iterator[int]:
         """As the protocol says.
@@ -82,6 +84,9 @@ def _begin(prepared: Prepared) -> None:
     global _PREPARED
     _PREPARED = prepared
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker where it is; its institution is trained again
+    torch.set_num_threads(1)
+    # The first optimizer makes torch load its compiler, most of a second: here, while the ledger is set up.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
 
 def _make(institution: int, number: int, base: str, parts: str) -> int:

@@ -19,6 +19,9 @@ from swarm.config import Policy
 from swarm.errors import ConfigError
 from swarm.rounds import submissions_needed
 
+VALIDATORS = 4
+"""Members that seal blocks; the others follow."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -127,3 +130,15 @@ def _check_rounds(prepared: Prepared) -> None:
             )
     if not any(len(rows) for rows in prepared.tests.values()):
         raise ConfigError(f"the recipe {prepared.experiment.recipe.name} has no test rows to judge the model on")
+
+
+def described(prepared: Prepared) -> str:
+    """What was done, in a sentence or two."""
+    peers, members, policy = prepared.peers, len(prepared.institutions), prepared.policy
+    sealed = f"{min(VALIDATORS, members)} members seal blocks, a round needs {policy.submissions_min} submissions."
+    if peers == members:
+        return f"{peers} virtual sites, each an institution of its own, merged by {policy.merge}. {sealed}"
+    return (
+        f"{peers} virtual sites of {members} institutions: each submits the weighted mean of its sites, and the "
+        f"consortium merges the institutions by {policy.merge}. {sealed}"
+    )

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.scale.chain import VALIDATORS
-from sim.scale.prepared import Prepared
+from sim.scale.prepared import Prepared, described
 from sim.scale.rounds import Closed, Swarm
 from sim.study import metrics
 from sim.study.recipes import Rows, together
@@ -62,15 +61,3 @@ def _story(swarm: Swarm, number: int) -> dict[str, Any]:
         "submissions": closed.submissions,
         "attestations": closed.attestations,
     }
-
-
-def described(prepared: Prepared) -> str:
-    """What was done, in a sentence or two."""
-    peers, members, policy = prepared.peers, len(prepared.institutions), prepared.policy
-    sealed = f"{min(VALIDATORS, members)} members seal blocks, a round needs {policy.submissions_min} submissions."
-    if peers == members:
-        return f"{peers} virtual sites, each an institution of its own, merged by {policy.merge}. {sealed}"
-    return (
-        f"{peers} virtual sites of {members} institutions: each submits the weighted mean of its sites, and the "
-        f"consortium merges the institutions by {policy.merge}. {sealed}"
-    )
