@@ -16,7 +16,7 @@ import typer
 from swarm.cli import screen
 from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
-from swarm.config import SiteConfig, SwarmConfig, check_site, load_site, load_swarm
+from swarm.config import Proxy, SiteConfig, SwarmConfig, check_site, load_site, load_swarm
 from swarm.encoding import Address, from_hex, short
 from swarm.errors import ConfigError, SwarmError, UnavailableError
 from swarm.identity import Identity
@@ -44,7 +44,7 @@ class Eyes(Protocol):
     """Who looks at the network for the doctor: the running node, or a transport made for it."""
 
     async def members(self) -> list[dict[str, Any]]:
-        """The others: `name`, `address`, `endpoint`, `connected`, and `last_failure` of dialling."""
+        """The others: `name`, `address`, `endpoint`, `connected`, `relay`, and `last_failure` of dialling."""
 
     async def probe(self, member: str) -> dict[str, Any]:
         """A `Finding` as a dictionary; UnavailableError and PeerError as `Probe.measure`."""
@@ -76,6 +76,8 @@ async def examine(path: Any) -> list[Check]:
         return [Check("settings and key", str(error), False, "correct the file, or name the right one")]
     role = "a founder" if member is not None else "no founder: admitted later, or not yet"
     checks = [Check("settings and key", f"{site.name} is {short(identity.address)}, {role}", True), *_local(site)]
+    if site.proxy is not None:
+        checks.append(await _proxy(site.proxy))
     try:
         async with _eyes(site, swarm, identity) as (eyes, where):
             checks.append(Check("port", where, True))
@@ -100,6 +102,19 @@ def _local(site: SiteConfig) -> list[Check]:
     return checks
 
 
+async def _proxy(proxy: Proxy) -> Check:
+    """Whether the proxy answers; whether it lets members through shows in the ways to them."""
+    from swarm.net.libp2p.dialling import connect
+
+    when = "members are dialled through" if proxy.always else "where the direct way fails, members are dialled through"
+    try:
+        (await connect(proxy.host, proxy.port)).close()
+    except OSError as error:
+        advice = "correct `proxy` in the site's settings (or HTTPS_PROXY), or ask the network department for its place"
+        return Check("proxy", f"{when} {proxy}, which does not answer: {error}", False, advice)
+    return Check("proxy", f"{when} {proxy}, which answers", True)
+
+
 async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
     checks, ahead, blocked = [], [], []
     others = await eyes.members()
@@ -118,6 +133,9 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
             blocked.append(f"{member['name']} ({found['reaches_us']})")
         speeds = found["down_bytes_s"], found["up_bytes_s"]
         text = f"{found['round_trip_s'] * 1e3:.1f} ms, {speeds[0] / 1e6:.1f} MB/s down, {speeds[1] / 1e6:.1f} MB/s up"
+        if member["relay"]:
+            relays = [one["name"] for one in others if one["address"].lower() == member["relay"].lower()]
+            text += f", over {relays[0] if relays else member['relay']}, which relays"
         slow = f"a model of 100 MB takes {1e8 / min(speeds):.0f} s: ask for a faster line, or for less on it"
         checks.append(Check(what, text, min(speeds) >= SLOW_BYTES_S, slow))
     if ahead:
@@ -127,7 +145,8 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
         reached = "every connected member can dial this site" if not blocked else "not from " + ", ".join(blocked)
         advice = (
             f"ask the network department: let TCP in from the members, at the place that the ledger names "
-            f"(this site listens on {site.listen}). Until then it takes part over connections that it opens itself"
+            f"(this site listens on {site.listen}; firewalls elsewhere let 443 out most often). Until "
+            "then it takes part over connections that it opens itself, and over a member that relays"
         )
         checks.append(Check("reached from outside", reached, not blocked, advice))
     if not others:
@@ -139,7 +158,8 @@ def _ask_for(member: dict[str, Any], site: SiteConfig) -> str:
     endpoints = member["endpoint"].replace(",", " or ")
     return (
         f"if its node runs: ask the network department to let TCP out from this machine to {endpoints}; if it answers "
-        f"others, ask {member['name']} to look at its `swarm doctor`"
+        f"others, ask {member['name']} to look at its `swarm doctor`; if neither site can let the other in, a member "
+        "that both reach can relay (a table [relay] in that site's settings)"
     )
 
 
@@ -181,9 +201,9 @@ class _OwnEyes:
 
         self._founders = swarm.members
         self._me = identity.address
-        self._transport = Libp2pTransport(identity, site.listen)
+        self._transport = Libp2pTransport(identity, site.listen, proxy=site.proxy)
         self._endpoints: dict[Address, str] = {member.address: member.endpoint for member in swarm.members}
-        self._probe = Probe(self._transport, lambda: self._endpoints, time.time)
+        self._probe = Probe(self._transport, lambda: self._endpoints, time.time, proxy=site.proxy)
 
     async def open(self) -> None:
         self._probe.serve()
@@ -205,6 +225,7 @@ class _OwnEyes:
                 "address": "0x" + member.address.hex(),
                 "endpoint": member.endpoint,
                 "connected": member.address in connected or member.address == self._me,
+                "relay": meter.of(member.address).relay,
                 "last_failure": meter.of(member.address).last_failure,
             }
             for member in self._founders

@@ -21,6 +21,7 @@ from swarm.config.policy import (
     Policy,
     load_policy,
 )
+from swarm.config.proxy import Proxy, proxy_of
 from swarm.config.site import RelayConfig, RpcConfig, SiteConfig, check_site, load_site
 from swarm.config.toml import ENDPOINT_BYTES_MAX, MEMBERS_MAX, NAME_BYTES_MAX
 
@@ -38,6 +39,7 @@ __all__ = [
     "ExternalConfig",
     "MemberConfig",
     "Policy",
+    "Proxy",
     "RelayConfig",
     "RpcConfig",
     "SiteConfig",
@@ -48,4 +50,5 @@ __all__ = [
     "load_policy",
     "load_site",
     "load_swarm",
+    "proxy_of",
 ]

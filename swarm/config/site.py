@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swarm.config.consortium import MemberConfig, SwarmConfig, check_url
+from swarm.config.proxy import Proxy, proxy_of
 from swarm.config.toml import only, read, table_of, value_of, whole
 from swarm.encoding import sha256
 from swarm.errors import ConfigError
@@ -78,8 +79,8 @@ class SiteConfig:
     """None: the ledger is read on this machine only, through the node's socket."""
     relay: RelayConfig | None = None
     """None: this site relays for nobody."""
-    proxy: str | None = None
-    """An HTTP proxy through which others are dialled, `http://proxy.hospital:3128`; "": none, not even HTTPS_PROXY."""
+    proxy: Proxy | None = None
+    """Through which others are dialled: `proxy = "http://proxy.hospital:3128"`, else HTTPS_PROXY of the environment."""
     endpoint: str | None = None
     """This site's own way to somebody else's chain, in place of the one in `swarm.toml`; None: that one."""
 
@@ -151,7 +152,7 @@ def load_site(path: Path) -> SiteConfig:
         archive=value_of(site, "archive", bool, path, False),
         rpc=_rpc(table_of(document, "rpc", path), path) if "rpc" in document else None,
         relay=_relay(table_of(document, "relay", path), path) if "relay" in document else None,
-        proxy=value_of(site, "proxy", str, path) if "proxy" in site else None,
+        proxy=proxy_of(value_of(site, "proxy", str, path) if "proxy" in site else None, f"{path}: proxy"),
         endpoint=site.get("endpoint"),
     )
 

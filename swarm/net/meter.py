@@ -30,8 +30,8 @@ class Traffic:
     """Why the last dial failed."""
     requests: int = 0
     requests_failed: int = 0
-    relay: Address | None = None
-    """The member that relays the connection in use, if one does; its bytes count for that member as well."""
+    relay: str = ""
+    """Address of the member that relays the connection in use, if one does; its bytes count for that one as well."""
     dropped: int = 0
     """Messages that gave way because the queue to it was full."""
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque, repr=False)

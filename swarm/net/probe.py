@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from swarm.config import Proxy
 from swarm.encoding import Address, data_of, list_of, number, pack, short, unpack
 from swarm.errors import PeerError, UnavailableError
 from swarm.net.libp2p.dialling import connect, places_of
@@ -59,11 +60,18 @@ class Probe:
     Args:
         endpoints: the members' endpoints by the ledger.
         clock: Unix seconds.
+        proxy: through which this node dials, if any.
     """
 
     def __init__(
-        self, transport: Transport, endpoints: Callable[[], Mapping[Address, str]], clock: Callable[[], float]
+        self,
+        transport: Transport,
+        endpoints: Callable[[], Mapping[Address, str]],
+        clock: Callable[[], float],
+        *,
+        proxy: Proxy | None = None,
     ) -> None:
+        self._proxy = proxy
         self._transport = transport
         self._endpoints = endpoints
         self._clock = clock
@@ -149,10 +157,12 @@ class Probe:
             places = places_of(member, endpoint)
         except ValueError as error:
             return f"your endpoint on the ledger, {endpoint!r}: {error}"
+        if not places:
+            return "your endpoint names no place to dial, only a relay"
         reasons = []
         for host, port in places:
             try:
-                (await connect(host, port)).close()
+                (await connect(host, port, self._proxy)).close()
             except OSError as error:
                 reasons.append(f"{host} port {port}: {error}")
             else:

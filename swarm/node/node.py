@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from swarm.config import Proxy
 from swarm.encoding import to_hex
 from swarm.errors import RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity, checksum
@@ -43,6 +44,7 @@ class Node:
         scratch: Path,
         clock: Callable[[], float],
         leads: bool = True,
+        proxy: Proxy | None = None,
         participation: type[Participation] = Participation,
     ) -> None:
         self.name = name
@@ -51,7 +53,9 @@ class Node:
         self.store = store
         self.transport = transport
         self.members: tuple[Member, ...] = ()
-        self.probe = Probe(transport, lambda: {member.address: member.endpoint for member in self.members}, clock)
+        self.probe = Probe(
+            transport, lambda: {member.address: member.endpoint for member in self.members}, clock, proxy=proxy
+        )
         self._failure: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.contracts = chain.contracts

@@ -17,7 +17,6 @@ from swarm.ledger.database import set_aside
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
-from swarm.net.libp2p.proxy import proxy_of
 from swarm.net.transport import Transport
 from swarm.node.chain import Chain
 from swarm.node.control import Control
@@ -46,11 +45,7 @@ def open_node(
     except OSError as error:
         raise StorageError(f"the site's folder {site.folder} cannot be written: {error}") from error
     transport = Libp2pTransport(
-        identity,
-        site.listen,
-        upload_bytes_s=site.max_upload_bytes_s,
-        relay=site.relay,
-        proxy=proxy_of(site.proxy),
+        identity, site.listen, upload_bytes_s=site.max_upload_bytes_s, relay=site.relay, proxy=site.proxy
     )
     chain = _chain(site, swarm, identity, transport)
     try:
@@ -63,6 +58,7 @@ def open_node(
             scratch=scratch,
             clock=time.time,
             leads=site.leads,
+            proxy=site.proxy,
             participation=participation,
         )
     except BaseException:

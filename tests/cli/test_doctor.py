@@ -82,3 +82,25 @@ def test_settings_that_do_not_load_are_the_first_and_only_finding(tmp_path: Path
     told = run("doctor", tmp_path / "nothing.toml")
     assert told.exit_code == 1
     assert "there is no file" in told.stdout
+
+
+def test_a_proxy_that_does_not_answer_is_told_apart_from_the_members(hospitals: Hospitals) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]  # bound, and nobody listens
+        path = hospitals.folder / "sites" / "proxied.toml"
+        text = site(hospitals, "west").read_text()
+        path.write_text(text.replace("[site]\n", f'[site]\nproxy = "http://127.0.0.1:{port}"\n'))
+        _, checks = checks_of(path)
+    assert not checks["proxy"]["ok"]
+    assert f"http://127.0.0.1:{port}" in checks["proxy"]["found"]
+    assert "network department" in checks["proxy"]["advice"]
+    assert checks["way to north"]["ok"]  # this machine is reached without it
+
+
+def test_a_proxy_that_is_none_is_named(hospitals: Hospitals) -> None:
+    path = hospitals.folder / "sites" / "wrong-proxy.toml"
+    path.write_text(site(hospitals, "west").read_text().replace("[site]\n", '[site]\nproxy = "socks5://p:1080"\n'))
+    _, checks = checks_of(path)
+    assert "http://HOST:PORT" in checks["settings and key"]["found"]
+    assert str(path) in checks["settings and key"]["found"]

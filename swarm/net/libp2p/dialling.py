@@ -8,10 +8,11 @@ import ipaddress
 import socket
 from typing import TypeAlias
 
+from swarm.config import Proxy
 from swarm.encoding import Address
 from swarm.errors import ConfigError
 from swarm.identity import address_of_peer_id
-from swarm.net.libp2p.proxy import Proxy, connect_through
+from swarm.net.libp2p.proxy import connect_through
 
 CONNECT_S = 3.0
 """For one address of a name; then the next one is tried."""

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Coroutine, Mapping
 from typing import Protocol
 
-from swarm.config import RelayConfig
+from swarm.config import Proxy, RelayConfig
 from swarm.encoding import Address, short
 from swarm.errors import ConfigError, PeerError
+from swarm.identity import checksum
 from swarm.net.inbox import Done
 from swarm.net.libp2p.circuit import Answer, Call
 from swarm.net.libp2p.connection import Ask, Connection
@@ -23,7 +24,6 @@ from swarm.net.libp2p.dialling import Place, cannot_listen, connect, peer_id_in,
 from swarm.net.libp2p.hop import HOP, STOP
 from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.pipe import Holder, Pipe
-from swarm.net.libp2p.proxy import Proxy
 from swarm.net.libp2p.relay import Relay
 from swarm.net.libp2p.security import Credentials
 from swarm.net.libp2p.wire import READ_BYTES, Wire
@@ -351,7 +351,8 @@ class Mesh:
 
     def _note_relay(self, peer: _Peer) -> None:
         wire = peer.current()
-        self.meter.of(peer.address).relay = wire.relay if wire is not None else None
+        over = wire.relay if wire is not None else None
+        self.meter.of(peer.address).relay = checksum(over) if over is not None else ""
 
     def _settled(self, wire: Wire) -> None:
         timer = self._handshakes.pop(wire, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from swarm.config import RelayConfig
+from swarm.config import Proxy, RelayConfig
 from swarm.encoding import Address, short
 from swarm.errors import UnavailableError
 from swarm.identity import Identity
@@ -13,7 +13,6 @@ from swarm.net.inbox import Inbox
 from swarm.net.libp2p.dialling import listen_place
 from swarm.net.libp2p.mesh import Mesh
 from swarm.net.libp2p.pace import Pace
-from swarm.net.libp2p.proxy import Proxy
 from swarm.net.libp2p.security import Credentials
 from swarm.net.meter import Meter
 from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
