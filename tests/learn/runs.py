@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,30 @@ from swarm.config import SiteConfig, load_policy, load_site
 from swarm.identity import Identity
 from swarm.learn import save_model
 from tests.node.hospitals import Hospitals
+
+NAMES = ["north", "east", "south", "west"]
+
+
+def everywhere(work: Callable[[str], Any], names: list[str] = NAMES, timeout_s: float = 60.0) -> dict[str, Any]:
+    """What `work` gives at each site, all at once."""
+    results: dict[str, Any] = {}
+    failures: list[BaseException] = []
+
+    def one(name: str) -> None:
+        try:
+            results[name] = work(name)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout_s)
+        if failures:
+            raise failures[0]
+        assert not thread.is_alive(), "a site has not ended"
+    return results
 
 
 class Operators:
@@ -25,10 +52,11 @@ class Operators:
     def open_run(self, name: str, model: Any, by: list[str], **policy: Any) -> None:
         """Propose a run that starts from `model`, and let the operators `by` approve it."""
         settings = {"rounds": 3, "sync_interval": 2, "submit_s": 20.0, "weight_max": 1000} | policy
-        lines = [f"{key} = {value!r}".replace("'", '"') for key, value in ({"name": name} | settings).items()]
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in ({"name": name} | plain).items()]
         file = self._folder / f"{name}.toml"
         file.write_text("[run]\n" + "\n".join(lines) + "\n")
-        save_model(model, self._folder / f"{name}.safetensors")
+        save_model(model, self._folder / f"{name}.safetensors", policy=file)
         self.propose(file, self._folder / f"{name}.safetensors", by)
 
     def propose(self, policy: Path, model: Path, by: list[str]) -> None:

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,47 +19,8 @@ from swarm import SwarmCallback, sum_over_members
 from swarm.config import load_site
 from swarm.errors import ConfigError
 from swarm.learn.attach import Node
-from tests.learn.runs import Operators
+from tests.learn.runs import NAMES, Operators, everywhere
 from tests.node.hospitals import Hospitals
-
-NAMES = ["north", "east", "south", "west"]
-
-
-@pytest.fixture(scope="module")
-def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
-    with Hospitals(tmp_path_factory.mktemp("learn"), NAMES) as found:
-        for name in NAMES:
-            found.start(name)
-        for name in NAMES:
-            found.ask(name, "swarm_status")
-        yield found
-
-
-@pytest.fixture(scope="module")
-def operators(hospitals: Hospitals) -> Operators:
-    return Operators(hospitals)
-
-
-def everywhere(work: Callable[[str], Any], names: list[str] = NAMES, timeout_s: float = 60.0) -> dict[str, Any]:
-    """What `work` gives at each site, all at once."""
-    results: dict[str, Any] = {}
-    failures: list[BaseException] = []
-
-    def one(name: str) -> None:
-        try:
-            results[name] = work(name)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=one, args=(name,), daemon=True) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout_s)
-        if failures:
-            raise failures[0]
-        assert not thread.is_alive(), "a site has not ended"
-    return results
 
 
 def shift(model: nn.Linear, by: float) -> None:

@@ -1,0 +1,25 @@
+"""Four hospitals with real node processes, for all tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.learn.runs import NAMES, Operators
+from tests.node.hospitals import Hospitals
+
+
+@pytest.fixture(scope="package")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    with Hospitals(tmp_path_factory.mktemp("learn"), NAMES) as found:
+        for name in NAMES:
+            found.start(name)
+        for name in NAMES:
+            found.ask(name, "swarm_status")
+        yield found
+
+
+@pytest.fixture(scope="package")
+def operators(hospitals: Hospitals) -> Operators:
+    return Operators(hospitals)
