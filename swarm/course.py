@@ -54,7 +54,7 @@ def sync_interval(policy: Policy, rounds: Sequence[Told]) -> int:
     interval = policy.sync_interval
     if not policy.sync_interval_max:
         return interval
-    growth = Fraction(policy.sync_growth)
+    growth = Fraction(str(policy.sync_growth))  # 1.1 is eleven tenths
     for before, after in pairwise(rounds):
         losses = [
             (before.metrics[member][LOSS], told[LOSS])
