@@ -224,7 +224,8 @@ COUNTER_BITS: constant(uint256) = 7
 WORD32: constant(uint256) = 2**32 - 1
 WORD64: constant(uint256) = 2**64 - 1
 
-# A run's terms, in one word (rounds 32, submissions_min 8, three durations of 48, weight_max 64 bits).
+# A run's terms, in one word (rounds 32, submissions_min 8, three durations of 48, weight_max 64 bits). Where weight_max
+# is 0 the run is blind: weights are masked with the updates, and a submission tells 0.
 struct Terms:
     rounds: uint256
     submissions_min: uint256
@@ -428,6 +429,24 @@ def round_state(id: uint256) -> RoundRecord:
 
 @external
 @view
+def words(id: uint256) -> (uint256, uint256, uint256, uint256):
+    """
+    @notice The packed head, waiting, votes and terms, for the contract of blind rounds
+    """
+    return self.runs[id].head, self.runs[id].waiting, self.runs[id].votes, self.runs[id].terms
+
+
+@external
+@view
+def seatOf(id: uint256, member: address) -> uint256:
+    """
+    @notice (seat + 1) << 1 | joined; 0 for a member that has no seat
+    """
+    return self.seat_of[id][member]
+
+
+@external
+@view
 def closedRound(id: uint256, round: uint256) -> ClosedRecord:
     """
     @notice How a round ended; all zero while it has not
@@ -459,7 +478,7 @@ def propose(
     assert genesis != empty(bytes32), "the first checkpoint's digest is zero"
     assert rounds >= 1 and rounds < 2**32, "a run has at least one round and less than 2**32"
     assert submissions_min >= 1 and submissions_min <= MEMBERS_MAX, "submissions_min is from 1 to 128"
-    assert weight_max >= 1 and weight_max < 2**64, "weight_max is at least 1 and less than 2**64"
+    assert weight_max < 2**64, "weight_max is less than 2**64"
     self.count += 1
     id: uint256 = self.count
     self.runs[id].proposer = member
@@ -654,9 +673,9 @@ def submit(id: uint256, round: uint256, digest: bytes32, weight: uint256, metric
     waiting: uint256 = self.runs[id].waiting
     assert (waiting >> seat) & 1 == 0, "this member has already submitted"
     assert digest != empty(bytes32), "the update's digest is zero"
-    assert weight != 0, "the weight is zero"
     terms: uint256 = self.runs[id].terms
     assert weight <= terms >> 184, "the weight is above the run's weight_max"
+    assert weight != 0 or terms >> 184 == 0, "the weight is zero"
     self.seats[id][seat].occupant = weight << 160 | convert(msg.sender, uint256)
     self.seats[id][seat].digest = digest
     self.runs[id].waiting = waiting | 1 << seat | 1 << (128 + seat)
@@ -699,7 +718,8 @@ def reportMissing(id: uint256, round: uint256, member: address):
     # The next round does not wait for it, until it joins or submits again.
     self.runs[id].waiting &= ~(1 << (128 + target))
     log Struck(run=id, round=round, member=member)
-    if self._size(submitted & ~struck) < self._terms(id).submissions_min:
+    # In a blind run masks cancel only in the sum over all: who is left masks anew.
+    if self._terms(id).weight_max == 0 or self._size(submitted & ~struck) < self._terms(id).submissions_min:
         head = self._restart(id, head)
     else:
         # The merge has other inputs now: in a new view, so that one view has one right result.

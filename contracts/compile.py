@@ -22,7 +22,7 @@ from vyper.compiler import compile_code
 
 SOURCES = Path(__file__).parent
 ARTIFACTS = SOURCES.parent / "swarm" / "ledger" / "artifacts"
-CONTRACTS = ("Consortium", "Runs")
+CONTRACTS = ("Consortium", "Runs", "Blind")
 EVM_VERSION = "cancun"
 """What each source asks for in its pragma; written down for those who compile again."""
 

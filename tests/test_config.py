@@ -116,7 +116,7 @@ def test_what_nobody_wrote_has_its_default(tmp_path: Path) -> None:
         ),
         (
             lambda f: write_swarm(f, ledger={"gas": 1}),
-            "'gas' is no setting here; there are block, block_gas_limit, conf",
+            "'gas' is no setting here; there are blind, block, block_gas_limit",
         ),
         (lambda f: write_swarm(f, name=None), "'name' is missing"),
         (lambda f: write_swarm(f, name=3), "name = 3, but a str belongs there"),

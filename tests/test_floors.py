@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("identity", "merkle"),
     ("config",),
     ("consensus", "merge", "rounds", "course"),
+    ("blind",),
     ("store",),
     ("ledger", "net"),
     ("node",),
@@ -64,7 +65,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 
 # A rule takes values and the time and returns values: no clock, no I/O, no tasks, no chance, no log.
-RULES = ("errors", "quorum", "encoding", "merkle", "consensus", "merge", "rounds", "course")
+RULES = ("errors", "quorum", "encoding", "merkle", "consensus", "merge", "rounds", "course", "blind")
 NOT_IN_RULES = {
     "asyncio",
     "logging",

@@ -28,14 +28,14 @@ DEPLOY_S = 600.0
 def deploy(
     site: SitePath,
     consortium: Annotated[
-        str | None, typer.Option(help="0x…: the Consortium is there already, put only Runs beside it")
+        str | None, typer.Option(help="0x…: the Consortium is there already, put only the others beside it")
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="how long each transaction may take")] = DEPLOY_S,
     json_: Json = False,
 ) -> None:
     """Put the contracts on the chain whose `endpoint` stands under [ledger] in swarm.toml.
 
-    Your operator's key signs the two transactions and pays for them. Where the contracts are is written into
+    Your operator's key signs the three transactions and pays for them. Where the contracts are is written into
     swarm.toml, which then goes to every member. If it stands there already, the contracts are checked instead:
     the code byte for byte, and the founders.
     """
@@ -51,12 +51,20 @@ def deploy(
     if not there:
         write_places(settings.swarm, places)
     if json_:
-        found = {"consortium": checksum(places.consortium), "runs": checksum(places.runs), "block": places.block}
+        found = {
+            "consortium": checksum(places.consortium),
+            "runs": checksum(places.runs),
+            "blind": checksum(places.blind),
+            "block": places.block,
+        }
         screen.print_json({**found, "deployed": not there})
         return
-    screen.out.print(f"Consortium {checksum(places.consortium)}\nRuns       {checksum(places.runs)}")
     screen.out.print(
-        f"both are on chain {config.chain_id} as swarm.toml says: code and founders checked"
+        f"Consortium {checksum(places.consortium)}\nRuns       {checksum(places.runs)}\n"
+        f"Blind      {checksum(places.blind)}"
+    )
+    screen.out.print(
+        f"all are on chain {config.chain_id} as swarm.toml says: code and founders checked"
         if there
         else f"written into {screen.here(settings.swarm)}; give this file to every member"
     )
@@ -107,7 +115,8 @@ def write_places(path: Path, places: Places) -> None:
         StorageError: the file cannot be written; the message has the lines to write by hand.
         ConfigError: the same, where the file is not written as usual.
     """
-    lines = f'consortium = "{checksum(places.consortium)}"\nruns = "{checksum(places.runs)}"\nblock = {places.block}\n'
+    named = {"consortium": places.consortium, "runs": places.runs, "blind": places.blind}
+    lines = "".join(f'{name} = "{checksum(place)}"\n' for name, place in named.items()) + f"block = {places.block}\n"
     before = load_swarm(path)
     assert before.external is not None
     text = path.read_text()
@@ -119,7 +128,13 @@ def write_places(path: Path, places: Places) -> None:
             draft.write(written)
         name = Path(draft.name)
         try:
-            external = replace(before.external, consortium=places.consortium, runs=places.runs, block=places.block)
+            external = replace(
+                before.external,
+                consortium=places.consortium,
+                runs=places.runs,
+                blind=places.blind,
+                block=places.block,
+            )
             if head is None or load_swarm(name) != replace(before, external=external):
                 raise ConfigError(hand)
             name.chmod(path.stat().st_mode & 0o777)

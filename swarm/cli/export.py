@@ -31,7 +31,7 @@ def besu_genesis(
     The contracts are in its first block, at the addresses that they have on a ledger of the members' own.
     """
     from swarm.ledger.besu import besu_genesis as genesis  # brings in the EVM
-    from swarm.ledger.genesis import CONSORTIUM, RUNS
+    from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS
 
     config = load_swarm(swarm)
     # A validator that proposes nothing is waited for a few blocks.
@@ -49,7 +49,8 @@ def besu_genesis(
         "  [ledger]\n"
         '  endpoint = "http://127.0.0.1:8545"\n'
         f'  consortium = "{checksum(CONSORTIUM)}"\n'
-        f'  runs = "{checksum(RUNS)}"\n\n'
+        f'  runs = "{checksum(RUNS)}"\n'
+        f'  blind = "{checksum(BLIND)}"\n\n'
         "A block of QBFT is final, so confirmations stay 0. `swarm deploy SITE.toml` then checks code and founders.",
         markup=False,
     )

@@ -35,8 +35,9 @@ class ExternalConfig:
     consortium: Address | None = None
     """Where the contract is; None until `swarm deploy` has put it there."""
     runs: Address | None = None
+    blind: Address | None = None
     block: int = 0
-    """The first block that has both contracts: nothing before it is read."""
+    """The first block that has the contracts: nothing before it is read."""
     confirmations: int = 0
     """How many blocks stand on one before what it says counts here; 0 where a block is final, as under QBFT."""
 
@@ -130,13 +131,18 @@ def _external(ledger: Mapping[str, Any], path: Path) -> ExternalConfig | None:
         raise ConfigError(f"{path}: {own[0]!r} is for a ledger of the members' own; leave it out beside `endpoint`")
     endpoint = value_of(ledger, "endpoint", str, path)
     check_url(endpoint, f"{path}: the ledger's endpoint")
-    consortium, runs = (_address(ledger, key, path) if key in ledger else None for key in ("consortium", "runs"))
-    if (consortium is None) != (runs is None) or (consortium is not None and consortium == runs):
-        raise ConfigError(f"{path}: consortium and runs are two addresses, or absent until `swarm deploy` writes them")
+    names = ("consortium", "runs", "blind")
+    consortium, runs, blind = (_address(ledger, key, path) if key in ledger else None for key in names)
+    found = {consortium, runs, blind}
+    if found != {None} and (None in found or len(found) < len(names)):
+        raise ConfigError(
+            f"{path}: consortium, runs and blind are three addresses, or absent until `swarm deploy` writes them"
+        )
     return ExternalConfig(
         endpoint=endpoint,
         consortium=consortium,
         runs=runs,
+        blind=blind,
         block=whole(ledger, "block", path, 0, 2**52, ExternalConfig.block),
         confirmations=whole(ledger, "confirmations", path, 0, 1000, ExternalConfig.confirmations),
     )

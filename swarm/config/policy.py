@@ -58,6 +58,10 @@ class Policy:
     weights: str = "samples"
     range: float = 8.0
     """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
+    blind: bool = False
+    """Updates and weights leave a site masked, and nobody learns more than their sum."""
+    norm_max: float = 0.0
+    """In a blind run: each member cuts its own update to this length; a longer mean is not merged. 0: no bound."""
     weight_max: int = 1_000_000
     """The ledger refuses a submission of more samples."""
     weight_ratio_max: float = 1.0
@@ -135,7 +139,7 @@ class Policy:
     @property
     def by_chunks(self) -> bool:
         """Whether one chunk of the merge takes the same chunk of its inputs and nothing else."""
-        return self.merge in CHUNK_RULES and self.server == "none"
+        return self.merge in CHUNK_RULES and self.server == "none" and not self.blind
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON, keys sorted, no spaces."""
@@ -219,6 +223,7 @@ def _check_policy(policy: Policy, where: str) -> None:
     need(1 <= policy.submissions_min <= MEMBERS_MAX, "submissions_min", f"1 to {MEMBERS_MAX}")
     need(0 <= policy.verify_all_members <= MEMBERS_MAX, "verify_all_members", f"0 to {MEMBERS_MAX}")
     need(0 <= policy.verify_all_bytes < 2**48, "verify_all_bytes", "0 to 2**48 bytes")
+    _check_blind(policy, need)
     _check_merge(policy, need)
     _check_server(policy, need)
     _check_alarm(policy, need)
@@ -258,6 +263,16 @@ def _check_merge(policy: Policy, need: Callable[[bool, str, str], None]) -> None
             "range",
             f"below 2**42 steps of 2**-{policy.step_bits} where merge = {policy.merge!r}",
         )
+
+
+def _check_blind(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """Masks cancel in a sum and in nothing else."""
+    need(policy.norm_max == 0 or policy.blind, "norm_max", "left out (0) without blind = true")
+    need(0 <= policy.norm_max < 2**40, "norm_max", "0 or more")
+    if policy.blind:
+        need(policy.merge == "mean", "merge", "'mean' where blind = true: only a sum can be taken of masked updates")
+        need(policy.submissions_min >= 3, "submissions_min", "3 or more where blind = true: a sum of two hides nothing")
+        need(not policy.scaffold, "scaffold", "left out where blind = true: control variates are not masked")
 
 
 def _check_server(policy: Policy, need: Callable[[bool, str, str], None]) -> None:

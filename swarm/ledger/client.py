@@ -12,17 +12,20 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from web3 import AsyncWeb3
 
+from swarm.blind import MaskState, Told
 from swarm.config import Policy
 from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, Address, Digest, from_hex, to_hex
 from swarm.errors import ConfigError, RejectedError
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import Interface, interface
 from swarm.ledger.endpoint import Call, Endpoint
-from swarm.ledger.genesis import CONSORTIUM, RUNS
+from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS
+from swarm.ledger.masks import Masks, told
 from swarm.merkle import digest_of
 from swarm.rounds import EVERY_PART, Phase, RoundState, RunState, Submission
 
@@ -34,6 +37,7 @@ EVENT_BLOCKS_MAX = 5_000
 
 _CONSORTIUM = interface("Consortium")
 _RUNS = interface("Runs")
+_BLIND = interface("Blind")
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,16 @@ class Run:
     merge_s: float
     attest_s: float
     weight_max: int
+    """0: the run is blind, and weights are masked with the updates."""
     state: RunState
     round: int
     checkpoint: Digest
     """What the current round starts from; after the last one, the result."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether submissions are masked vectors."""
+        return self.weight_max == 0
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Receipt:
 
 
 class Contracts:
-    """Both contracts over one node's JSON-RPC.
+    """The contracts over one node's JSON-RPC.
 
     Args:
         web3: any async provider that is ready to be asked (a persistent one: connected).
@@ -164,6 +174,7 @@ class Contracts:
         *,
         consortium: Address = CONSORTIUM,
         runs: Address = RUNS,
+        blind: Address = BLIND,
         since: int = 0,
         on_block: Callable[[], Awaitable[None]] | None = None,
         free: bool = True,
@@ -171,6 +182,7 @@ class Contracts:
         self._endpoint = Endpoint(web3, on_block=on_block, free=free)
         self._consortium = consortium
         self._runs = runs
+        self._blind = blind
         self._since = since
         self._block = "latest"
         self._ticks: int | None = None
@@ -180,6 +192,19 @@ class Contracts:
         past = copy.copy(self)
         past._block = hex(block)
         return past
+
+    @property
+    def masks(self) -> Masks:
+        """The contract of blind rounds, as of the same block."""
+        return Masks(self._blind, partial(self._ask_of, _BLIND, self._blind), self._ticks_per_second)
+
+    async def secrets_told(self, masks: MaskState) -> tuple[Told, ...]:
+        """What members revealed of their masks in this attempt, in the ledger's order."""
+        members = {seat.seat: seat.member for seat in masks.seats}
+        events = await self.events(masks.block, names={"Revealed", "SharesRevealed"})
+        mine = [event for event in events if (event.args["run"], event.args["attempt"]) == (masks.run, masks.attempt)]
+        found = (told(event.name, event.args, members) for event in mine)
+        return tuple(part for part in found if part is not None)
 
     # --- who takes part
 
@@ -314,13 +339,13 @@ class Contracts:
     async def events(
         self, from_block: int, to_block: int | None = None, names: Collection[str] | None = None
     ) -> tuple[Event, ...]:
-        """What both contracts logged in these blocks, both ends included, in order.
+        """What the contracts logged in these blocks, both ends included, in order.
 
         Args:
             to_block: None: up to the newest.
             names: only events of these names; ValueError for a name that no contract has.
         """
-        topics = _CONSORTIUM.topics | _RUNS.topics
+        topics = _CONSORTIUM.topics | _RUNS.topics | _BLIND.topics
         unknown = sorted(set(names or ()) - topics.keys())
         if unknown:
             raise ValueError(f"no contract logs {unknown[0]}; there are {', '.join(sorted(topics))}")
@@ -337,7 +362,7 @@ class Contracts:
 
     async def _logs(self, first: int, last: int, topics: list[str] | None) -> list[Mapping[str, Any]]:
         """The logs of these blocks; where a node refuses so many at once, halves are asked for."""
-        addresses = [to_hex(self._consortium), to_hex(self._runs)]
+        addresses = [to_hex(self._consortium), to_hex(self._runs), to_hex(self._blind)]
         message: dict[str, object] = {"fromBlock": hex(first), "toBlock": hex(last), "address": addresses}
         if topics is not None:
             message["topics"] = [topics]
@@ -352,8 +377,9 @@ class Contracts:
 
     def _events(self, logs: list[Mapping[str, Any]], ticks: int) -> tuple[Event, ...]:
         events = []
+        kinds = {self._consortium: _CONSORTIUM, self._runs: _RUNS, self._blind: _BLIND}
         for log in logs:
-            kind = {self._consortium: _CONSORTIUM, self._runs: _RUNS}.get(from_hex(log["address"]))
+            kind = kinds.get(from_hex(log["address"]))
             found = kind and kind.event([from_hex(topic) for topic in log["topics"]], from_hex(log["data"]))
             if found:
                 name, args = found
@@ -406,7 +432,7 @@ class Contracts:
         return self._to_runs(
             f"propose the run {policy.name}", "propose", policy.name, digest_of(policy.encode()), genesis,
             policy.rounds, policy.submissions_min, ms(policy.submit_s), ms(policy.merge_s), ms(policy.attest_s),
-            policy.weight_max,
+            0 if policy.blind else policy.weight_max,
         )  # fmt: skip
 
     def approve(self, run: int) -> Call:
@@ -504,6 +530,9 @@ class Contracts:
 
     async def _ask_runs(self, function: str, *arguments: object) -> Any:
         return await self._ask(_RUNS, self._runs, function, arguments)
+
+    async def _ask_of(self, contract: Interface, to: Address, function: str, *arguments: object) -> Any:
+        return await self._ask(contract, to, function, arguments)
 
     async def _ask(self, contract: Interface, to: Address, function: str, arguments: tuple[object, ...]) -> Any:
         answer = await self._endpoint.call(to, contract.call(function, *arguments), block=self._block)

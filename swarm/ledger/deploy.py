@@ -1,4 +1,4 @@
-"""Puts the contracts on somebody else's network, by two ordinary transactions, or finds them there."""
+"""Puts the contracts on somebody else's network, by three ordinary transactions, or finds them there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swarm.errors import ConfigError, RejectedError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.endpoint import Call
 from swarm.ledger.external import ExternalNetwork, Places, expected_code
-from swarm.ledger.genesis import consortium_creation, runs_creation
+from swarm.ledger.genesis import blind_creation, consortium_creation, runs_creation
 
 CODE_MAX_BYTES = 24_576
 """A contract's code (EIP-170)."""
@@ -29,11 +29,11 @@ async def deploy(
     timeout_s: float,
     consortium: Address | None = None,
 ) -> Places:
-    """Both contracts on the network, with the founders of the settings, checked and as deep as the settings ask.
+    """The contracts on the network, with the founders of the settings, checked and as deep as the settings ask.
 
     Args:
         identity: signs and pays.
-        timeout_s: for each of the two transactions and for the depth.
+        timeout_s: for each of the three transactions and for the depth.
         consortium: goes on where an earlier deployment stopped: it is there already.
     Raises:
         ConfigError: another chain, a contract beyond what networks take, or founders that it refuses.
@@ -48,10 +48,11 @@ async def deploy(
             network, identity, "Consortium", consortium_creation(config, ticks_per_second=ticks), config, timeout_s
         )
     try:
-        runs, block = await _create(
+        runs, _ = await _create(
             network, identity, "Runs", runs_creation(consortium, ticks_per_second=ticks), config, timeout_s
         )
-        places = Places(consortium, runs, await _founded(network, consortium, block))
+        blind, block = await _create(network, identity, "Blind", blind_creation(consortium, runs), config, timeout_s)
+        places = Places(consortium, runs, blind, await _founded(network, consortium, block))
         await _wait_for_depth(network, block, config.external.confirmations if config.external else 0, timeout_s)
     except (RejectedError, UnavailableError) as error:
         raise type(error)(
@@ -69,9 +70,10 @@ def _check_sizes(config: SwarmConfig, ticks: int) -> None:
             f"{len(config.members)} founders make a transaction of {init} bytes, networks take {INIT_CODE_MAX_BYTES} "
             "(EIP-3860): found the consortium with fewer, and let them nominate the others"
         )
-    places = Places(b"\x01" * 20, b"\x02" * 20, 0)
+    places = Places(b"\x01" * 20, b"\x02" * 20, b"\x03" * 20, 0)
+    names = {places.consortium: "Consortium", places.runs: "Runs", places.blind: "Blind"}
     for place, code in expected_code(config, places, ticks_per_second=ticks).items():
-        name = "Consortium" if place == places.consortium else "Runs"
+        name = names[place]
         if len(code) > CODE_MAX_BYTES:
             raise ConfigError(
                 f"{name} has {len(code)} bytes of code, and networks take {CODE_MAX_BYTES} (EIP-170): it runs on a "

@@ -17,7 +17,15 @@ from swarm.errors import ConfigError, RejectedError, UnavailableError
 from swarm.identity import checksum
 from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import Endpoint
-from swarm.ledger.genesis import CONSORTIUM, RUNS, allocations, consortium_creation, runs_creation
+from swarm.ledger.genesis import (
+    BLIND,
+    CONSORTIUM,
+    RUNS,
+    allocations,
+    blind_creation,
+    consortium_creation,
+    runs_creation,
+)
 
 MILLISECONDS = 10**11
 """Unix time in seconds reaches this in the year 5138: a timestamp above it counts milliseconds."""
@@ -39,18 +47,19 @@ class Places:
 
     consortium: Address
     runs: Address
+    blind: Address
     block: int
 
 
 def places_of(config: SwarmConfig) -> Places:
     """Where `swarm.toml` says that the contracts are; ConfigError if it does not."""
     external = config.external
-    if external is None or external.consortium is None or external.runs is None:
+    if external is None or external.consortium is None or external.runs is None or external.blind is None:
         raise ConfigError(
             "swarm.toml names a chain but not where the contracts are on it: `swarm deploy SITE.toml` puts them there "
-            "and writes `consortium`, `runs` and `block`"
+            "and writes `consortium`, `runs`, `blind` and `block`"
         )
-    return Places(external.consortium, external.runs, external.block)
+    return Places(external.consortium, external.runs, external.blind, external.block)
 
 
 class ExternalNetwork:
@@ -64,9 +73,14 @@ class ExternalNetwork:
         self.endpoint = Endpoint(AsyncWeb3(provider), free=False)
 
     def contracts(self, places: Places) -> Contracts:
-        """Both contracts as the network's last block has them."""
+        """The contracts as the network's last block has them."""
         return Contracts(
-            AsyncWeb3(self._provider), consortium=places.consortium, runs=places.runs, since=places.block, free=False
+            AsyncWeb3(self._provider),
+            consortium=places.consortium,
+            runs=places.runs,
+            blind=places.blind,
+            since=places.block,
+            free=False,
         )
 
     async def head(self, tag: str = "latest") -> Head:
@@ -103,13 +117,13 @@ class ExternalNetwork:
             )
 
     async def check_code(self, config: SwarmConfig, places: Places) -> None:
-        """ConfigError unless the code at both places is what this installation's constructors leave there.
+        """ConfigError unless the code at each place is what this installation's constructors leave there.
 
         Constructors write what never changes (the consortium's address, the clock) into the code, so equal code says
         that those are equal too.
         """
         expected = expected_code(config, places, ticks_per_second=await self.ticks_per_second())
-        for name, place in (("Consortium", places.consortium), ("Runs", places.runs)):
+        for name, place in (("Consortium", places.consortium), ("Runs", places.runs), ("Blind", places.blind)):
             found = from_hex(await self.endpoint.request("eth_getCode", "0x" + place.hex(), "latest"))
             if not found:
                 raise ConfigError(
@@ -133,7 +147,7 @@ class ExternalNetwork:
         wanted = {(m.address, m.operator, m.name, m.validator) for m in config.members}
         if events:
             found = {(e.args["member"], e.args["operator"], e.args["name"], e.args["validator"]) for e in events}
-        elif places == Places(CONSORTIUM, RUNS, 0) and await self._is_genesis(config):
+        elif places == Places(CONSORTIUM, RUNS, BLIND, 0) and await self._is_genesis(config):
             return
         else:  # in a genesis block, which has no events
             members = await contracts.at(places.block).members()
@@ -157,7 +171,7 @@ class ExternalNetwork:
 
 
 def expected_code(config: SwarmConfig, places: Places, *, ticks_per_second: int) -> dict[Address, bytes]:
-    """The code that the constructors leave at both places, executed here.
+    """The code that the constructors leave at the places, executed here.
 
     Raises:
         ConfigError: the contracts refuse these founders.
@@ -174,9 +188,14 @@ def expected_code(config: SwarmConfig, places: Places, *, ticks_per_second: int)
             runs_creation(places.consortium, ticks_per_second=ticks_per_second),
             others={places.consortium: consortium},
         )
+        blind = evm.deploy(
+            places.blind,
+            blind_creation(places.consortium, places.runs),
+            others={places.consortium: consortium, places.runs: runs},
+        )
     except ValueError as error:
         raise ConfigError(f"the contracts refuse these founders: {error}") from error
-    return {places.consortium: consortium.code, places.runs: runs.code}
+    return {places.consortium: consortium.code, places.runs: runs.code, places.blind: blind.code}
 
 
 def _first_difference(found: bytes, expected: bytes) -> str:

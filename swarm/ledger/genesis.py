@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 CONSORTIUM: Address = bytes.fromhex("0000000000000000000000000000000000001001")
 RUNS: Address = bytes.fromhex("0000000000000000000000000000000000001002")
+BLIND: Address = bytes.fromhex("0000000000000000000000000000000000001004")
 ARTIFACTS: Address = bytes.fromhex("0000000000000000000000000000000000001003")
 """An account whose code is no program: it holds the digests of the artifacts that the contracts came from."""
 ARTIFACTS_MARK = b"\xfeswarm artifacts\x00"
 """0xfe is INVALID (EIP-141): a call of this account fails."""
-CONTRACTS = ("Consortium", "Runs")
+CONTRACTS = ("Consortium", "Runs", "Blind")
 TICKS_PER_SECOND = 1000
 """This ledger's timestamps are milliseconds."""
 
@@ -81,8 +82,13 @@ def runs_creation(consortium: Address, *, ticks_per_second: int) -> bytes:
     return artifact("Runs").creation(consortium, ticks_per_second)
 
 
+def blind_creation(consortium: Address, runs: Address) -> bytes:
+    """The bytecode that creates `Blind` beside the two contracts at these addresses."""
+    return artifact("Blind").creation(consortium, runs)
+
+
 def allocations(config: SwarmConfig, *, ticks_per_second: int = TICKS_PER_SECOND) -> Mapping[Address, Allocation]:
-    """The accounts of block 0: both contracts as their constructors leave them, and what they came from.
+    """The accounts of block 0: the contracts as their constructors leave them, and what they came from.
 
     Raises:
         ConfigError: the contracts refuse the founders, and why.
@@ -95,8 +101,9 @@ def allocations(config: SwarmConfig, *, ticks_per_second: int = TICKS_PER_SECOND
         consortium = evm.deploy(CONSORTIUM, code, others={})
         code = runs_creation(CONSORTIUM, ticks_per_second=ticks_per_second)
         runs = evm.deploy(RUNS, code, others={CONSORTIUM: consortium})
+        blind = evm.deploy(BLIND, blind_creation(CONSORTIUM, RUNS), others={CONSORTIUM: consortium, RUNS: runs})
     except ValueError as error:
         raise ConfigError(f"the contracts refuse these founders: {error}") from error
     digests = b"".join(artifact(name).digest for name in CONTRACTS)
     artifacts = Allocation(nonce=1, balance=0, code=ARTIFACTS_MARK + digests, storage={})
-    return {CONSORTIUM: consortium, RUNS: runs, ARTIFACTS: artifacts}
+    return {CONSORTIUM: consortium, RUNS: runs, BLIND: blind, ARTIFACTS: artifacts}

@@ -14,7 +14,7 @@ from swarm.encoding import Address, Digest, keccak256, short
 from swarm.errors import PeerError, RejectedError
 from swarm.ledger.block import TRANSACTION_MAX_BYTES, Header, Transaction, check_follows, decode_block, decode_payload
 from swarm.ledger.evm import TRANSACTION_GAS_MIN, Evm, Execution, Outcome
-from swarm.ledger.genesis import CONSORTIUM, RUNS, Genesis
+from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS, Genesis
 from swarm.ledger.history import Recent
 from swarm.ledger.membership import Membership
 from swarm.ledger.recovery import Electorate, Recovery, is_recovery
@@ -213,8 +213,8 @@ class Judge:
 def check_target(transaction: Transaction) -> None:
     """Nothing, if a transaction calls one of the ledger's contracts; RejectedError if not."""
     # A contract of a member's own could keep every node busy for seconds a call; ours are bounded.
-    if transaction.to not in (CONSORTIUM, RUNS):
-        raise RejectedError("transactions on this ledger call the Consortium and Runs contracts and nothing else")
+    if transaction.to not in (CONSORTIUM, RUNS, BLIND):
+        raise RejectedError("transactions on this ledger call the members' own contracts and nothing else")
 
 
 def read_payload(payload: bytes) -> tuple[Header, tuple[bytes, ...], bytes, bytes]:

@@ -38,9 +38,9 @@ class Testimony:
     """Everything that the contracts logged up to a block."""
 
     events: tuple[tuple[str, Mapping[str, Any]], ...]
-    """Of `Runs`: name and arguments, in order."""
+    """Of `Runs` and `Blind`: name and arguments, in order."""
     blocks: int
-    """In which either contract logged anything; each one's receipts were hashed to its header."""
+    """In which a contract logged anything; each one's receipts were hashed to its header."""
     transactions: int
     head: Counted
 
@@ -74,18 +74,19 @@ async def _testimony(
         await _check_block(network, places, number, told)
         transactions += len({log["transactionHash"] for log in told})
         for log in told:
-            if from_hex(log["address"]) != places.runs:
+            contract = {places.runs: "Runs", places.blind: "Blind"}.get(from_hex(log["address"]))
+            if contract is None:
                 continue
-            event = interface("Runs").event([from_hex(topic) for topic in log["topics"]], from_hex(log["data"]))
+            event = interface(contract).event([from_hex(topic) for topic in log["topics"]], from_hex(log["data"]))
             if event is None:
-                raise PeerError(f"block {number}: an event that the contract Runs does not have")
+                raise PeerError(f"block {number}: an event that the contract {contract} does not have")
             events.append(event)
         progress(done, len(by_block))
     return Testimony(tuple(events), len(by_block), transactions, head)
 
 
 async def _logs(network: ExternalNetwork, places: Places, last: int) -> list[Mapping[str, Any]]:
-    addresses = [to_hex(places.consortium), to_hex(places.runs)]
+    addresses = [to_hex(places.consortium), to_hex(places.runs), to_hex(places.blind)]
     found: list[Mapping[str, Any]] = []
     first, step = places.block, BLOCKS_AT_ONCE
     while first <= last:
@@ -117,7 +118,7 @@ async def _check_block(
         raise PeerError(f"block {number}: its receipts hash to {short(root)}, its header says {short(named)}")
     if bloom_of([log for one in receipts for log in one.logs]) != from_hex(block["logsBloom"]):
         raise PeerError(f"block {number}: its bloom filter is not that of its logs")
-    ours = {places.consortium, places.runs}
+    ours = {places.consortium, places.runs, places.blind}
     logged = [log for one in receipts for log in one.logs if log.address in ours]
     if logged != [_log(log) for log in told]:
         raise PeerError(f"block {number}: its receipts hold other logs of the contracts than the node tells of")

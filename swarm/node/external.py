@@ -60,6 +60,7 @@ class ExternalChain:
             AsyncWeb3(self._view),
             consortium=self._places.consortium,
             runs=self._places.runs,
+            blind=self._places.blind,
             since=self._places.block,
             on_block=self.next_block,
             free=False,
@@ -164,6 +165,7 @@ class ExternalChain:
                 "answers": self.caught_up,
                 "consortium": checksum(self._places.consortium),
                 "runs": checksum(self._places.runs),
+                "blind": checksum(self._places.blind),
             },
         }
 

@@ -28,7 +28,7 @@ from swarm.ledger.confirmed import Confirmed
 from swarm.ledger.connection import ANSWER_MAX_BYTES, Connection
 from swarm.ledger.deploy import CODE_MAX_BYTES, INIT_CODE_MAX_BYTES, deploy
 from swarm.ledger.external import Counted, ExternalNetwork, Places, counted, expected_code
-from swarm.ledger.genesis import CONSORTIUM, RUNS, consortium_creation
+from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS, consortium_creation
 from swarm.ledger.rpc import LedgerProvider
 from tests.ledger import world
 from tests.ledger.anvil import CHAIN, Anvil
@@ -121,8 +121,8 @@ async def test_what_is_not_the_agreed_chain_is_told_apart(anvil: Anvil) -> None:
     async with linked(anvil.url) as link:
         places, _ = await deployed(anvil, link)
         network, good = ExternalNetwork(link), settings(anvil.url, places)
-        swapped = Places(places.runs, places.consortium, places.block)
-        nowhere = Places(b"\x07" * 20, places.runs, places.block)
+        swapped = Places(places.runs, places.consortium, places.blind, places.block)
+        nowhere = Places(b"\x07" * 20, places.runs, places.blind, places.block)
         others = dataclasses.replace(good, members=world.config(5).members)
         patient = dataclasses.replace(good, standby_after_s=1e6)
         for config, words in [
@@ -148,7 +148,7 @@ async def test_other_code_with_the_right_face_is_refused(anvil: Anvil) -> None:
 
 
 def test_the_contracts_are_as_small_as_other_networks_ask() -> None:
-    places = Places(b"\x01" * 20, b"\x02" * 20, 0)
+    places = Places(b"\x01" * 20, b"\x02" * 20, b"\x03" * 20, 0)
     for code in expected_code(world.config(8), places, ticks_per_second=1).values():
         assert len(code) <= CODE_MAX_BYTES
     assert len(consortium_creation(world.config(8), ticks_per_second=1)) <= INIT_CODE_MAX_BYTES
@@ -422,7 +422,7 @@ def test_where_the_contracts_are_is_written_into_the_table_and_nothing_else(tmp_
     )
     head = '# agreed\n[consortium]\nname = "x"\nchain_id = 5\ncreated_ms = 7\n\n[ledger]  # of the ministry\n'
     path.write_text(head + 'endpoint = "ws://h:1"  # here\nconfirmations = 4\n' + members)
-    write_places(path, Places(b"\x01" * 20, b"\x02" * 20, 77))
+    write_places(path, Places(b"\x01" * 20, b"\x02" * 20, b"\x03" * 20, 77))
     external = load_swarm(path).external
     assert external == ExternalConfig("ws://h:1", b"\x01" * 20, b"\x02" * 20, 77, 4)
     assert path.read_text().startswith(head + "consortium = ")
@@ -442,7 +442,7 @@ def test_besu_reads_its_validators_from_the_contract(tmp_path: Path) -> None:
 
         async def read() -> None:
             async with linked(anvil.url) as link:
-                contracts = contracts_at(link, Places(CONSORTIUM, RUNS, 0))
+                contracts = contracts_at(link, Places(CONSORTIUM, RUNS, BLIND, 0))
                 assert await contracts.validators() == tuple(one.address for one in MEMBERS[:4])
                 external = ExternalConfig(anvil.url, CONSORTIUM, RUNS)
                 await ExternalNetwork(link).check(dataclasses.replace(config, external=external))
