@@ -24,7 +24,7 @@ from rich.markup import escape
 
 from swarm.cli import screen
 from swarm.cli.audit import print_report, run_audit
-from swarm.cli.consortium import places_of, write_consortium
+from swarm.cli.consortium import Place, places_of, write_consortium
 from swarm.cli.control import NodeClient
 from swarm.cli.demo_view import Spectator, print_results
 from swarm.cli.init import key_progress
@@ -71,7 +71,7 @@ def demo(
     The exit code is 0 only if everything held: one model at all hospitals, the killed one back, the audit passed.
     """
     began_s = time.monotonic()
-    held = run_to_the_end(_Demo(fresh(folder.resolve()), seed=seed, rounds=rounds, kills=not no_kill).run())
+    held = run_to_the_end(Demo(fresh(folder.resolve()), seed=seed, rounds=rounds, kills=not no_kill).run())
     screen.out.print(f"{time.monotonic() - began_s:.0f} s from the first key to the verdict")
     if not held:
         raise typer.Exit(screen.FAILED)
@@ -126,8 +126,8 @@ class _Hospital:
         return self.site.folder / "node.log", self.site.folder / "training.log"
 
 
-class _Demo:
-    """The whole course, step by step."""
+class Demo:
+    """The whole course, step by step. Tests put its processes elsewhere than on one loopback."""
 
     def __init__(self, folder: Path, *, seed: int, rounds: int | None, kills: bool) -> None:
         self.folder = folder
@@ -154,6 +154,14 @@ class _Demo:
             )
         return await self._conclude(victim, killed_in, same, checkpoint, scaling)
 
+    def places(self) -> list[Place]:
+        """Where the hospitals' nodes are reached."""
+        return places_of(HOSPITALS, base_port=0)
+
+    def inside(self, name: str, command: list[str]) -> list[str]:
+        """The command as it is run at one hospital."""
+        return command
+
     # --- the course
 
     def _found_consortium(self) -> None:
@@ -161,7 +169,7 @@ class _Demo:
             sites = write_consortium(
                 self.folder,
                 name="heart",
-                members=places_of(HOSPITALS, base_port=0),
+                members=self.places(),
                 example=example_folder(),
                 progress=progress,
             )
@@ -177,7 +185,9 @@ class _Demo:
         self.seen.say("the nodes listen on loopback; libp2p connections, members only")
 
     async def _start_node(self, hospital: _Hospital) -> None:
-        hospital.node = await start_node(hospital.site, hospital.logs[0])
+        hospital.node = await start_node(
+            hospital.site, hospital.logs[0], inside=lambda command: self.inside(hospital.site.name, command)
+        )
 
     async def _consent(self) -> None:
         """One hospital proposes both runs, every operator approves them."""
@@ -204,7 +214,12 @@ class _Demo:
         command = [sys.executable, "train.py", str(hospital.site.path), *settings]
         # Four trainings share this machine: a thread each is quicker than all cores for all.
         environment = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        hospital.training = await start(command, hospital.logs[1], environment=environment, folder=self.folder)
+        hospital.training = await start(
+            self.inside(hospital.site.name, command),
+            hospital.logs[1],
+            environment=environment,
+            folder=self.folder,
+        )
 
     async def _python(self, *arguments: str) -> str:
         process = await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,15 +39,23 @@ def run_to_the_end(work: Coroutine[Any, Any, T]) -> T:
         raise typer.Exit(128 + signal.SIGTERM) from error
 
 
-async def start_node(site: SiteConfig, log: Path, *, ready_s: float = NODE_READY_S) -> asyncio.subprocess.Process:
+async def start_node(
+    site: SiteConfig,
+    log: Path,
+    *,
+    ready_s: float = NODE_READY_S,
+    inside: Callable[[list[str]], list[str]] = lambda command: command,
+) -> asyncio.subprocess.Process:
     """The site's node as a process of its own that answers on its socket.
 
+    Args:
+        inside: the command as it is run where the node belongs.
     Raises:
         ConfigError: it ended at once; with its last words and where its log is.
         UnavailableError: it does not answer in time.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = await start([sys.executable, "-m", "swarm", "node", str(site.path)], log)
+    process = await start(inside([sys.executable, "-m", "swarm", "node", str(site.path)]), log)
     clock = asyncio.get_running_loop().time
     until_s = clock() + ready_s
     try:
