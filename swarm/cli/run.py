@@ -188,13 +188,13 @@ def show(
 ) -> None:
     """Show a run round by round: who submitted, led, attested, refused, was left out or stands out."""
     settings = load_site(site)
-    described, rounds, merges, alarms = asyncio.run(_told(settings, run))
+    described, rounds, merges, alarms, course = asyncio.run(_told(settings, run))
     listed = [one for one in merges if one["updates"] and round_ in (None, one["round"])]
     if round_ is not None and not listed:
         raise ConfigError(f"this site's node has kept no merge of round {round_}; `swarm audit` makes it again")
     if json_:
         closed = [asdict(one) for one in rounds if one.closed]
-        screen.print_json({**described, "closed_rounds": closed, "merges": merges, "alarms": alarms})
+        screen.print_json({**described, "closed_rounds": closed, "merges": merges, "alarms": alarms, **course})
         return
     screen.out.print(
         f"run {described['id']} ({described['name']}): {described['state']}, round {described['round']} of "
@@ -203,6 +203,8 @@ def show(
     screen.out.print(f"consent of {', '.join(described['approvals'])}; joined: {', '.join(described['participants'])}")
     columns = ("round", "leader", "view", "checkpoint", "submitted (weight)", "attested", "trouble")
     screen.show(screen.table(*columns, rows=[_row(one) for one in rounds]))
+    for line in sights.words_of_course(course, str(described["id"]), described["state"]):
+        screen.out.print(escape(line))
     _show_merges(listed, merges, alarms)
 
 
@@ -223,15 +225,17 @@ def _show_merges(
 
 async def _told(
     site: SiteConfig, run: str
-) -> tuple[dict[str, Any], list[RoundHistory], list[dict[str, Any]], list[dict[str, Any]]]:
-    """A run, its rounds, what this site's merges saw, and the alarms."""
+) -> tuple[dict[str, Any], list[RoundHistory], list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """A run, its rounds, what this site's merges saw, the alarms, and the best checkpoint."""
     async with contracts_of(site) as contracts:
         found = await named_run(contracts, run)
         name = await names_of(contracts)
         rounds = rounds_of(await contracts.events(0), found.id, name)
         seen = await _seen(site, found.id)
         merges = sights.merges_of(seen["rounds"], name)
-        return await _described(contracts, found), rounds, merges, sights.alarms_of(rounds, seen["policy"])
+        policy = seen["policy"]
+        described = await _described(contracts, found)
+        return described, rounds, merges, sights.alarms_of(rounds, policy), sights.course_of(rounds, policy)
 
 
 async def _seen(site: SiteConfig, run: int) -> dict[str, Any]:

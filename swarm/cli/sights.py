@@ -7,7 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from swarm.cli.history import RoundHistory
-from swarm.encoding import Address, from_hex
+from swarm.config import Policy
+from swarm.course import Told, best, ended_after
+from swarm.encoding import Address, from_hex, to_hex
 
 COLUMNS = ("member", "samples", "share", "length", "kept", "beyond range", "cosine", "")
 
@@ -77,3 +79,46 @@ def alarms_of(rounds: Sequence[RoundHistory], policy: dict[str, Any] | None) -> 
         if members:
             found.append({"round": one.round, "metric": policy["alarm_metric"], "members": list(members)})
     return found
+
+
+def course_of(rounds: Sequence[RoundHistory], policy: dict[str, Any] | None) -> dict[str, Any]:
+    """The best checkpoint by the agreed metric, and the round after which the run is over by its policy's patience.
+
+    Returns:
+        `best` (round, checkpoint, metric and its value, the lower median of what members told) and `ended_after`, each
+        None where there is none.
+    """
+    if not policy or not policy["best_metric"]:
+        return {"best": None, "ended_after": None}
+    agreed = Policy(**policy)
+    told = [
+        Told(
+            one.round,
+            from_hex(one.checkpoint, size=32),
+            {s["name"]: s["metrics"] for s in one.submissions if s["name"] not in one.struck},
+        )
+        for one in rounds
+        if one.closed
+    ]
+    found = best(agreed, told)
+    shown = found and {
+        "round": found.round,
+        "checkpoint": to_hex(found.checkpoint),
+        "metric": agreed.best_metric,
+        "value": found.value,
+    }
+    return {"best": shown, "ended_after": ended_after(agreed, told)}
+
+
+def words_of_course(course: dict[str, Any], run: str, state: str) -> list[str]:
+    """The same for a person."""
+    lines = []
+    if found := course["best"]:
+        lines.append(
+            f"best checkpoint so far: that of round {found['round']}, {found['checkpoint']}, with {found['metric']} "
+            f"{found['value']:.4g} (the members' median)"
+        )
+    if course["ended_after"] is not None:
+        on_ledger = f"; the operators close it: `swarm run stop SITE.toml {run}`" if state == "open" else ""
+        lines.append(f"over after round {course['ended_after']}, no better checkpoint came for long enough{on_ledger}")
+    return lines

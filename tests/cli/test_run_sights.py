@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from swarm.cli.history import RoundHistory
-from swarm.cli.sights import COLUMNS, alarms_of, merges_of, row_of, warnings_of
+from swarm.cli.sights import COLUMNS, alarms_of, course_of, merges_of, row_of, warnings_of, words_of_course
 from swarm.config import Policy
 from swarm.merge import UpdateReport
 
@@ -55,3 +55,25 @@ def test_the_alarm_rings_after_the_round_whose_checkpoint_was_worse() -> None:
     assert alarms_of(rounds, agreed) == [{"round": 1, "metric": "auc", "members": ["north", "south"]}]
     assert alarms_of(rounds, asdict(Policy("heart", 10, 1))) == []
     assert alarms_of(rounds, None) == []
+
+
+def test_the_best_checkpoint_and_an_early_end_are_named() -> None:
+    def closed(round_: int, *auc: float) -> RoundHistory:
+        told = [{"name": name, "metrics": {"auc": value}} for name, value in zip("abcd", auc, strict=True)]
+        checkpoint = f"0x{round_:064x}"
+        return RoundHistory(round_, checkpoint=checkpoint, closed=True, submissions=told, struck=["d"])
+
+    rounds = [closed(n, value, value - 0.01, value + 0.01, 1.0) for n, value in enumerate([0.0, 0.8, 0.7, 0.6, 0.5])]
+    agreed = asdict(Policy("heart", 50, 1, best_metric="auc", patience=2))
+    course = course_of([*rounds, RoundHistory(5)], agreed)
+    assert course == {
+        "best": {"round": 0, "checkpoint": "0x" + 64 * "0", "metric": "auc", "value": 0.8},
+        "ended_after": 3,
+    }
+    first, second = words_of_course(course, "7", "open")
+    assert first.startswith("best checkpoint so far: that of round 0, 0x0000")
+    assert first.endswith("with auc 0.8 (the members' median)")
+    assert second.startswith("over after round 3")
+    assert second.endswith("`swarm run stop SITE.toml 7`")
+    assert words_of_course(course_of(rounds, asdict(Policy("heart", 50, 1))), "7", "open") == []
+    assert course_of(rounds, None) == {"best": None, "ended_after": None}
