@@ -416,6 +416,14 @@ def write_policy(folder: Path, values: dict[str, Any]) -> Path:
 NEEDED: dict[str, Any] = {"name": "heart", "rounds": 10, "sync_interval": 8}
 
 
+def test_a_policy_names_what_stays_at_a_site(tmp_path: Path) -> None:
+    found = load_policy(write_policy(tmp_path, NEEDED | {"personal": ["bn*", "head.*"]}))
+    assert found.personal == ("bn*", "head.*")
+    assert Policy.decode(found.encode()) == found
+    assert Policy(**json.loads(found.encode())) == found
+    assert [found.stays(name) for name in ("bn1.weight", "head.bias", "body.bn.weight", "HEAD.bias")] == [1, 1, 0, 0]
+
+
 def test_a_policy_is_its_bytes(tmp_path: Path) -> None:
     found = load_policy(write_policy(tmp_path, NEEDED | {"range": 4, "weights": "equal"}))
     assert found == policy_of(range=4.0, weights="equal")
@@ -507,6 +515,33 @@ def test_every_merge_can_be_agreed_on(tmp_path: Path, name: str) -> None:
             {"merge": "multi_krum", "weights": "equal", "faults": 2, "submissions_min": 6},
             "faults = 2, but it has to be at most 1: submissions_min = 6",
         ),
+        ({"personal": "bn*"}, "personal is a list of texts, found 'bn\\*'"),
+        ({"personal": ["bn*", 3]}, r"personal is a list of texts, found \['bn\*', 3\]"),
+        ({"personal": ["*"]}, r"personal = \('\*',\), but it has to be patterns that leave something to share"),
+        ({"personal": ["bn*", "bn*"]}, r"personal = \(.*\), but it has to be 64 patterns, each once"),
+        ({"personal": [""]}, "personal = .* patterns of 1 to 256 plain bytes"),
+        ({"personal": ["swarm.control.*"]}, "personal = .* patterns of the model's names"),
+        ({"personal": ["a"], "merge": "sum", "weights": "equal"}, "personal = .* left out where merge = 'sum'"),
+        ({"proximal": -0.1}, "proximal = -0.1, but it has to be 0 to 1000"),
+        ({"proximal": math.nan}, "proximal = nan, but it has to be 0 to 1000"),
+        ({"proximal": 0.1, "merge": "sum", "weights": "equal"}, "proximal = 0.1, but it has to be left out"),
+        ({"scaffold": True}, "merge = 'norm_bounded_mean', but it has to be 'mean' where scaffold = true"),
+        ({"scaffold": True, "merge": "mean", "server": "fedadam"}, "server = 'fedadam', but it has to be 'none' where"),
+        ({"scaffold": 1}, "scaffold is a bool, found 1"),
+        ({"sync_interval_max": 8}, "sync_interval_max = 8, but it has to be 0, or more than sync_interval = 8"),
+        (
+            {"sync_interval_max": 80, "rounds": 2},
+            "sync_interval_max = 80, but it has to be 0 in a run of so few rounds",
+        ),
+        ({"sync_growth": 2.0}, r"sync_growth = 2.0, but it has to be left out \(1.5\) without a sync_interval_max"),
+        ({"sync_growth": 1.0, "sync_interval_max": 80}, "sync_growth = 1.0, but it has to be above 1, at most 10"),
+        ({"work_s": 30.0}, "work_s = 30.0, but it has to be less than submit_s = 30: who trains longer"),
+        ({"work_s": 0.01}, "work_s = 0.01, but it has to be 0, or 0.1 seconds to 30 days"),
+        ({"best_mode": "min"}, "best_mode = 'min', but it has to be left out without a best_metric"),
+        ({"best_metric": "auc", "best_mode": "most"}, "best_mode = 'most', but it has to be one of max, min"),
+        ({"patience": 3}, "patience = 3, but it has to be left out without a best_metric"),
+        ({"patience": 9, "best_metric": "auc"}, "patience = 9, but it has to be 0 to 8: of 10 rounds 9 checkpoints"),
+        ({"best_metric": "auc", "min_delta": 0.1}, "min_delta = 0.1, but it has to be left out without patience"),
     ],
 )
 def test_a_policy_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
