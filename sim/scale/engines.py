@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -83,10 +85,18 @@ _PREPARED: Prepared | None = None
 def _begin(prepared: Prepared) -> None:
     global _PREPARED
     _PREPARED = prepared
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker where it is; its institution is trained again
     torch.set_num_threads(1)
     # The first optimizer makes torch load its compiler, most of a second: here, while the ledger is set up.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed waits for work for ever otherwise."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _make(institution: int, number: int, base: str, parts: str) -> int:
@@ -114,6 +124,7 @@ class OnRay:
         except ModuleNotFoundError as error:
             raise ConfigError(f"--engine ray needs {error.name}: pip install 'ray>=2.40,<3'") from error
         self.jobs = jobs
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells its makers of each cluster otherwise
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
         try:
@@ -122,7 +133,11 @@ class OnRay:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--ray-address {address}: there is no Ray cluster: {error}") from error
-        actor = self._ray.remote(RayWorker)
+        cores = int(self._ray.cluster_resources().get("CPU", 0))
+        if cores < jobs:
+            self._ray.shutdown()
+            raise ConfigError(f"--jobs {jobs}: the Ray cluster has {cores} cores, and each worker takes one")
+        actor = self._ray.remote(num_cpus=1)(RayWorker)
         self._actors = [actor.remote(prepared.request, prepared.fingerprint) for _ in range(jobs)]
 
     def train(self, institutions: Sequence[Institution], number: int, base: Path, parts: Parts) -> Iterator[int]:

@@ -34,8 +34,8 @@ class Needs:
         if self.memory > memory:
             raise ConfigError(
                 f"this takes about {self.memory / GB:.1f} GB of memory, and {memory / GB:.1f} GB may be used: take "
-                f"fewer --peers, fewer --jobs ({jobs}; a model of {self.model / GB:.3f} GB is there {COPIES} times for "
-                "each), or say --memory if more is free"
+                f"fewer --peers, fewer --jobs ({jobs}, each with {COPIES} times the model of {self.model / 1e6:.1f} MB), "
+                "or say --memory if more is free"
             )
         if self.disk > disk:
             raise ConfigError(

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sim.scale.placement import institutions_of, peers_of
 from sim.study.arms import Peer, Study
 from sim.study.experiment import Experiment, load_experiment
 from sim.study.recipes import Recipe, Rows, Site, load_recipe, sites_of
-from sim.study.scenario import thinned
+from sim.study.scenario import PLACEMENT, thinned
 from swarm.config import Policy
 from swarm.errors import ConfigError
 from swarm.rounds import submissions_needed
@@ -33,6 +35,8 @@ class Request:
     institutions: int = 0
     """How many members of the consortium they belong to; 0: one for each site, as long as there is room."""
     seed: int = 0
+    share: float = 1.0
+    """Of each institution's sites, how many train in a round: drawn anew for every round, one at least."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,16 @@ class Prepared:
         return [frozenset(peer.number for peer in self.study.present(number)) for number in rounds]
 
     def present(self, institution: Institution, number: int) -> tuple[Peer, ...]:
-        """The institution's sites that take part in a round."""
-        return tuple(peer for peer in institution.peers if peer.number in self._present[number])
+        """The institution's sites that take part in a round.
+
+        Source for a share of them: McMahan et al., Communication-Efficient Learning, AISTATS 2017, algorithm 1.
+        """
+        there = [peer for peer in institution.peers if peer.number in self._present[number]]
+        count = max(round(self.request.share * len(there)), 1)
+        if count < len(there):
+            chance = np.random.default_rng([PLACEMENT, self.request.seed, number, institution.number])
+            there = [there[i] for i in sorted(chance.choice(len(there), count, replace=False).tolist())]
+        return tuple(there)
 
 
 def prepare(request: Request) -> Prepared:
@@ -95,6 +107,10 @@ def prepare(request: Request) -> Prepared:
     Raises:
         ConfigError: something in the experiment cannot work; found before anything is trained.
     """
+    if not 0 < request.share <= 1:
+        raise ConfigError(
+            f"--share {request.share}: of each institution's sites above 0 and at most 1 train in a round"
+        )
     experiment = load_experiment(request.experiment)
     recipe = load_recipe(experiment.recipe)
     own = sites_of(recipe)
@@ -138,7 +154,9 @@ def described(prepared: Prepared) -> str:
     sealed = f"{min(VALIDATORS, members)} members seal blocks, a round needs {policy.submissions_min} submissions."
     if peers == members:
         return f"{peers} virtual sites, each an institution of its own, merged by {policy.merge}. {sealed}"
+    share = prepared.request.share
+    drawn = "its sites" if share == 1 else f"{share:.0%} of its sites, drawn for each round"
     return (
-        f"{peers} virtual sites of {members} institutions: each submits the weighted mean of its sites, and the "
+        f"{peers} virtual sites of {members} institutions: each submits the weighted mean of {drawn}, and the "
         f"consortium merges the institutions by {policy.merge}. {sealed}"
     )

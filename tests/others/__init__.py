@@ -40,6 +40,11 @@ def go_libp2p() -> Path:
     return _needed(ROOT / "go" / "hivemind" / "hivemind_cli" / "p2pd")
 
 
+def ray_path() -> Path:
+    """A folder for PYTHONPATH that has Ray, for this Python; skips where it is missing."""
+    return _needed(ROOT / "ray" / "ray").parent
+
+
 def _needed(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is missing: `make others` installs it")
