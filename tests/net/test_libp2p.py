@@ -13,7 +13,7 @@ import pytest
 
 from swarm.encoding import Address
 from swarm.errors import ConfigError, UnavailableError
-from swarm.net.libp2p import Libp2pTransport, mesh
+from swarm.net.libp2p import Libp2pTransport, keeper, mesh
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.mesh import HANDSHAKES_MAX
 from swarm.net.libp2p.security import Credentials
@@ -261,7 +261,7 @@ async def test_a_message_that_is_cut_in_the_middle_is_never_taken_for_whole(swar
 
 
 async def test_both_dialling_at_once_leaves_one_line_and_loses_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "YIELD_S", 0.0)
+    monkeypatch.setattr(keeper, "YIELD_S", 0.0)
     twice = 0
     for _ in range(5):
         a, b = (Libp2pTransport(identity(number), ANY_PORT) for number in (1, 2))

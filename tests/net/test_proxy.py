@@ -164,7 +164,7 @@ async def test_a_proxy_that_lets_nothing_through_is_named_with_its_answer(
 
 
 async def test_a_proxy_that_never_answers_costs_one_handshakes_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swarm.net.libp2p.mesh.HANDSHAKE_S", 0.3)
+    monkeypatch.setattr("swarm.net.libp2p.keeper.HANDSHAKE_S", 0.3)
     async with asyncio.timeout(10), Line() as deaf:
         deaf.deaf = True
         deaf.target = deaf.port  # somewhere that accepts

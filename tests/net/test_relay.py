@@ -21,7 +21,7 @@ from swarm.config import RelayConfig
 from swarm.encoding import Address
 from swarm.errors import PeerError
 from swarm.identity import checksum
-from swarm.net.libp2p import Libp2pTransport, mesh, pipe
+from swarm.net.libp2p import Libp2pTransport, keeper, pipe
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.hop import HOP, MESSAGE_MAX, HopKind, Message, Reader, Status, StopKind, decode, encode
 from swarm.net.libp2p.security import TLS
@@ -132,7 +132,7 @@ async def test_a_target_that_does_not_read_costs_the_relay_little_however_greedy
 
 
 async def test_a_direct_way_replaces_the_relayed_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "DIRECT_AGAIN_S", 0.2)
+    monkeypatch.setattr(keeper, "DIRECT_AGAIN_S", 0.2)
     async with joined(FAST) as (r, (a, b)):
         await met(a, b)
         b.set_members({a.me: a.endpoint, b.me: nowhere(2), r.me: r.endpoint})

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from swarm.config import Proxy, RelayConfig
@@ -18,10 +17,11 @@ from swarm.encoding import Address, short
 from swarm.errors import ConfigError, PeerError
 from swarm.identity import checksum
 from swarm.net.inbox import Done
-from swarm.net.libp2p.circuit import Answer, Call
+from swarm.net.libp2p.circuit import Answer
 from swarm.net.libp2p.connection import Ask, Connection
-from swarm.net.libp2p.dialling import Place, cannot_listen, connect, peer_id_in, places_of
+from swarm.net.libp2p.dialling import Place, cannot_listen, peer_id_in, places_of
 from swarm.net.libp2p.hop import HOP, STOP
+from swarm.net.libp2p.keeper import HANDSHAKE_S, Keeper, Peer
 from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.relay import Relay
@@ -31,20 +31,10 @@ from swarm.net.meter import Meter
 
 logger = logging.getLogger(__name__)
 
-HANDSHAKE_S = 10.0
-"""From the first byte to the first message."""
 HANDSHAKES_MAX = 64
 """Strangers let in to prove who they are, at once; then the oldest of the busiest address goes."""
 CONNECTIONS_MAX = 2
 """To one member: the one in use and the one that replaces it."""
-DIAL_FIRST_S, DIAL_MAX_S = 0.1, 5.0
-"""Wait after a failed dial; doubles, with half to one and a half of it at random."""
-DIRECT_AGAIN_S = 60.0
-"""So often a member that is reached over a relay is dialled directly."""
-RELAY_AGAIN_S = 5.0
-"""So often a member that names no place is looked for at the relays."""
-YIELD_S = 0.25
-"""The member with the higher address waits this long for the other to dial first."""
 FRESH_S = 5.0
 """Two connections younger than this mean that both dialled at once; otherwise the newer one replaces the older."""
 RETIRE_S, LOOK_S = 10.0, 0.25
@@ -59,34 +49,6 @@ class Upcalls(Protocol):
 
     def request(self, sender: Address, protocol: str, payload: bytes, done: Done) -> None:
         """A message that wants one."""
-
-
-class _Peer:
-    """A member and the connections to it."""
-
-    def __init__(self, address: Address, places: tuple[Place, ...], peer_id: str) -> None:
-        self.address = address
-        self.peer_id = peer_id
-        """By its endpoint; a relay is asked for it. Empty if the endpoint has none."""
-        self.places = places
-        """Where it can be dialled; the first is tried first, and is the last that worked."""
-        self.wires: list[Wire] = []
-        """Oldest first."""
-        self.retiring: set[Wire] = set()
-        self.changed = asyncio.Event()
-        self.keeper: asyncio.Task[None] | None = None
-
-    def current(self) -> Wire | None:
-        """The connection to use: the newest that is not being replaced."""
-        for wire in reversed(self.wires):
-            if wire not in self.retiring:
-                return wire
-        return None
-
-    def direct(self) -> Wire | None:
-        """The same, unless it is relayed."""
-        wire = self.current()
-        return wire if wire is not None and wire.relay is None else None
 
 
 class Mesh:
@@ -119,15 +81,14 @@ class Mesh:
         self._upcalls = upcalls
         self._ping_s = ping_s
         self._pace = pace
-        self._proxy = proxy
         self._relay = None if relay is None else Relay(relay, self._way, lambda member: member in self._peers)
-        self._peers: dict[Address, _Peer] = {}
+        self._peers: dict[Address, Peer] = {}
         self._wires: dict[Connection, Wire] = {}
         self._handshakes: dict[Wire, asyncio.TimerHandle] = {}
         self._retirements: set[asyncio.TimerHandle] = set()
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._server: asyncio.Server | None = None
-        self._random = random.Random()
+        self._keeper = Keeper(me, self._peers, self.meter, self._wire, proxy)
 
     async def start(self) -> int:
         """Listen and dial; the port that is listened on. ConfigError: it cannot be."""
@@ -137,7 +98,7 @@ class Mesh:
         except OSError as error:
             raise ConfigError(cannot_listen(host, port, error)) from error
         for peer in self._peers.values():
-            self._keep(peer)
+            self._keeper.keep(peer)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
@@ -181,10 +142,10 @@ class Mesh:
             places = _places(address, endpoint)
             known = self._peers.get(address)
             if known is None:
-                known = self._peers[address] = _Peer(address, places, peer_id_in(endpoint))
+                known = self._peers[address] = Peer(address, places, peer_id_in(endpoint))
                 self.meter.of(address)
                 if self._server is not None:
-                    self._keep(known)
+                    self._keeper.keep(known)
             elif set(known.places) != set(places) or known.peer_id != peer_id_in(endpoint):
                 known.places, known.peer_id = places, peer_id_in(endpoint)
                 known.changed.set()
@@ -349,7 +310,7 @@ class Mesh:
             if wire.relay is None and not peer.places and not peer.wires:
                 peer.changed.set()
 
-    def _note_relay(self, peer: _Peer) -> None:
+    def _note_relay(self, peer: Peer) -> None:
         wire = peer.current()
         over = wire.relay if wire is not None else None
         self.meter.of(peer.address).relay = checksum(over) if over is not None else ""
@@ -374,7 +335,7 @@ class Mesh:
                 self.meter.of(peer.address).lost += 1
                 logger.info("connection with %s lost: %s", short(peer.address), wire.reason)
 
-    def _choose(self, peer: _Peer, others: list[Wire], newest: Wire) -> None:
+    def _choose(self, peer: Peer, others: list[Wire], newest: Wire) -> None:
         """One of several connections stays. The member with the lower address decides, so that both keep the same."""
         while len(peer.wires) > CONNECTIONS_MAX:
             peer.wires[0].cut("replaced")
@@ -389,7 +350,7 @@ class Mesh:
             mine_is_older = other.connection.dialled is not None
             self._retire(peer, newest if both_dialled and fresh and mine_is_older else other, told=False)
 
-    def _retire(self, peer: _Peer, wire: Wire, *, told: bool) -> None:
+    def _retire(self, peer: Peer, wire: Wire, *, told: bool) -> None:
         """Use it for nothing new; close it when nothing is under way."""
         if wire in peer.retiring or wire not in peer.wires:
             return
@@ -412,121 +373,6 @@ class Mesh:
 
         timer = loop.call_later(LOOK_S, look)
         self._retirements.add(timer)
-
-    # Dialling
-
-    def _keep(self, peer: _Peer) -> None:
-        peer.keeper = asyncio.get_running_loop().create_task(self._keep_connected(peer))
-
-    async def _keep_connected(self, peer: _Peer) -> None:
-        wait_s = DIAL_FIRST_S
-        if self._me > peer.address:
-            await self._changed(peer, YIELD_S)
-        while True:
-            if any(wire.relay is None for wire in peer.wires) or (peer.wires and not peer.places):
-                wait_s = DIAL_FIRST_S
-                await self._changed(peer, None)
-            elif peer.wires:
-                wait_s = DIAL_FIRST_S
-                if not await self._changed(peer, DIRECT_AGAIN_S * self._random.uniform(0.5, 1.5)):
-                    await self._dial_places(peer)
-            elif not peer.places and not self._relays_for(peer):
-                await self._changed(peer, RELAY_AGAIN_S)
-            elif not await self._dial(peer):
-                await self._changed(peer, wait_s * self._random.uniform(0.5, 1.5))
-                wait_s = min(wait_s * 2, DIAL_MAX_S)
-            else:
-                # A connection that is lost again and again at once is not dialled in a tight loop.
-                await asyncio.sleep(DIAL_FIRST_S)
-
-    async def _changed(self, peer: _Peer, timeout_s: float | None) -> bool:
-        """Wait until something about the member changed; False if that took too long."""
-        peer.changed.clear()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await peer.changed.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def _dial(self, peer: _Peer) -> bool:
-        """Try every place, then every member that may relay."""
-        if await self._dial_places(peer):
-            return True
-        traffic = self.meter.of(peer.address)
-        reason = traffic.last_failure if peer.places else ""
-        for relay in self._relays_for(peer):
-            if peer.wires:
-                return False  # it dialled us meanwhile
-            if await self._dial_over(peer, relay):
-                return True
-            if reason and relay.relays:
-                traffic.last_failure = f"{reason}; {traffic.last_failure}"
-            elif reason:
-                traffic.last_failure = reason
-        return False
-
-    async def _dial_places(self, peer: _Peer) -> bool:
-        """Try every place; the one that works is tried first the next time."""
-        for place in peer.places:
-            if await self._dial_at(peer, place):
-                if place in peer.places:  # they may have changed meanwhile
-                    peer.places = (place, *(other for other in peer.places if other != place))
-                return True
-            if peer.direct() is not None:
-                return False  # it dialled us meanwhile
-        return False
-
-    async def _dial_at(self, peer: _Peer, place: Place) -> bool:
-        wire = self._wire(peer.address)
-
-        async def reach() -> None:
-            made = await connect(*place, self._proxy)
-            await asyncio.get_running_loop().create_connection(lambda: wire, sock=made)
-
-        return await self._settle(peer, wire, reach(), f"{place[0]} port {place[1]}")
-
-    async def _dial_over(self, peer: _Peer, relay: Wire) -> bool:
-        wire = self._wire(peer.address, relayed=True)
-        call: list[Call] = []
-
-        async def reach() -> None:
-            call.append(Call(relay, peer.peer_id, wire))
-
-        assert relay.connection.remote is not None
-        try:
-            return await self._settle(peer, wire, reach(), f"over {short(relay.connection.remote)}")
-        finally:
-            for one in call:
-                one.give_up()
-
-    async def _settle(self, peer: _Peer, wire: Wire, reach: Coroutine[None, None, None], where: str) -> bool:
-        """Reach the member and shake hands with it; whether that came to an end in time."""
-        try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                await reach
-                ready = await wire.ready
-        except (OSError, TimeoutError, PeerError) as error:
-            wire.reason = str(error) or f"no handshake in {HANDSHAKE_S:g} s"
-            ready = False
-        finally:
-            if not wire.ready.done() or not wire.ready.result():
-                wire.abort()
-        if not ready:
-            traffic = self.meter.of(peer.address)
-            traffic.dials_failed += 1
-            traffic.last_failure = f"{where}: {wire.reason}"
-            logger.debug("dialling %s at %s failed: %s", short(peer.address), where, wire.reason)
-        return ready
-
-    def _relays_for(self, peer: _Peer) -> list[Wire]:
-        """Direct connections with members that may relay to this one; those that have done so first."""
-        if not peer.peer_id:
-            return []
-        ways = [other.direct() for other in self._peers.values() if other is not peer]
-        found = [way for way in ways if way is not None and way.connection.open and way.relays is not False]
-        self._random.shuffle(found)
-        return sorted(found, key=lambda way: way.relays is None)
 
 
 def _places(address: Address, endpoint: str) -> tuple[Place, ...]:
