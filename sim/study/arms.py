@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from sim.study.experiment import Scenario
 from sim.study.recipes import Recipe, Site
 from swarm.config import Policy
 from swarm.encoding import Digest
-from swarm.learn.state import Checkpoint, State, save_model, write_update
+from swarm.learn.part import Part
+from swarm.learn.state import Checkpoint, State, save_model
 from swarm.merge import merge_files
 from swarm.merkle import digest_of
 
@@ -70,8 +71,17 @@ class Study:
         """What orders a site's rows in a round."""
         return (seed * self._sites + number) * 1_000_003 + round_
 
-    def train(self, model: nn.Module, x: Tensor, y: Tensor, *, order: int, batches: int) -> int:
-        """So many batches, pass after pass; how many rows they had."""
+    def train(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        order: int,
+        batches: int,
+        correct: Callable[[], None] = lambda: None,
+    ) -> int:
+        """So many batches, pass after pass; how many rows they had. `correct` comes before each step."""
         torch.manual_seed(order)  # of dropout
         chance = torch.Generator().manual_seed(order)
         optimizer = self.recipe.new_optimizer(model)
@@ -81,14 +91,21 @@ class Study:
             optimizer.zero_grad()
             loss = self.recipe.loss(model, x[index], y[index], self.agreed)
             loss.backward()  # type: ignore[no-untyped-call]
+            correct()
             optimizer.step()
             samples += len(index)
         return samples
 
-    def train_round(self, model: nn.Module, peer: Peer, seed: int, number: int) -> int:
+    def train_round(
+        self, model: nn.Module, peer: Peer, seed: int, number: int, correct: Callable[[], None] = lambda: None
+    ) -> int:
         """A peer's part of a round."""
         order = self.order_of(seed, peer.number, number)
-        return self.train(model, peer.x, peer.y, order=order, batches=self.batches(peer))
+        return self.train(model, peer.x, peer.y, order=order, batches=self.batches(peer), correct=correct)
+
+    def part(self, seed: int) -> Part:
+        """A site's model in the swarm, with what stays at the site from round to round."""
+        return Part(self.recipe.new_model(seed), self.policy)
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -151,7 +168,10 @@ class Trained:
     """What the swarm ends with: the model and the name of its last checkpoint."""
 
     model: nn.Module
+    """What a site has that never trained: where tensors stay at the sites, these are as they began."""
     checkpoint: Digest
+    at_home: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Each site's own model, by name, where tensors stay at the sites."""
 
 
 def swarm(study: Study, seed: int) -> Trained:
@@ -160,27 +180,46 @@ def swarm(study: Study, seed: int) -> Trained:
     `sim.study.ledgered` has them; the checkpoints are the same bytes.
     """
     with scratch() as folder:
-        model = study.recipe.new_model(seed)
         base = folder / "base"
-        save_model(model, base)
+        save_model(study.recipe.new_model(seed), base, policy=study.policy)
         digest = digest_of(base.read_bytes())
+        parts = {peer.name: study.part(seed) for peer in study.peers}
         for number in range(study.policy.rounds):
-            made = [update(study, peer, seed, number, base, folder / peer.name) for peer in study.present(number)]
+            made = [
+                update(study, peer, seed, number, base, folder / peer.name, parts[peer.name])
+                for peer in study.present(number)
+            ]
             paths, weights = [path for path, _ in made], [weight for _, weight in made]
             digest = merge_files(base, paths, weights, study.policy, folder / "merged", threads=1)
             (folder / "merged").replace(base)
-        State(model).load(Checkpoint(base))
-        return Trained(model, digest)
+        return trained(study, seed, digest, base, parts)
 
 
-def update(study: Study, peer: Peer, seed: int, number: int, base: Path, path: Path) -> tuple[Path, int]:
-    """A peer's part of a round, from the round's checkpoint to an update's file and the weight it is submitted with."""
-    checkpoint = Checkpoint(base)
+def trained(study: Study, seed: int, digest: Digest, base: Path, parts: Mapping[str, Part]) -> Trained:
+    """The models that a last checkpoint gives."""
     model = study.recipe.new_model(seed)
-    state = State(model)
-    state.load(checkpoint)
-    samples = study.train_round(model, peer, seed, number)
-    write_update(state.tensors, checkpoint, path, range_max=study.policy.range)
+    State(model, study.policy).load(Checkpoint(base), scaffold=study.policy.scaffold)
+    if study.policy.personal:
+        for part in parts.values():
+            part.adopt(Checkpoint(base))
+    return Trained(model, digest, {name: part.model for name, part in parts.items()} if study.policy.personal else {})
+
+
+def update(
+    study: Study, peer: Peer, seed: int, number: int, base: Path, path: Path, part: Part | None = None
+) -> tuple[Path, int]:
+    """A peer's part of a round, from the round's checkpoint to an update's file and the weight it is submitted with.
+
+    Args:
+        part: the site's from round to round; None where the policy leaves nothing at the sites.
+    """
+    if part is None:
+        if study.policy.personal or study.policy.scaffold:
+            raise ValueError(f"the policy {study.policy.name} leaves something at each site from round to round")
+        part = study.part(seed)
+    part.adopt(Checkpoint(base))
+    samples = study.train_round(part.model, peer, seed, number, part.correct)
+    part.write(path)
     return path, min(samples, study.policy.weight_max) if study.policy.weights == "samples" else 1
 
 

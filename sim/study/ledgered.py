@@ -7,16 +7,17 @@ time. Sites are well and nothing is lost; `sim.world` is where troubles are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sim.loop import VirtualLoop
-from sim.study.arms import Peer, Study, Trained, scratch, update
+from sim.study.arms import Peer, Study, Trained, scratch, trained, update
 from swarm.config import MemberConfig, SwarmConfig
 from swarm.encoding import Digest, sha256
 from swarm.identity import Identity
-from swarm.learn.state import Checkpoint, State, save_model
+from swarm.learn.part import Part
+from swarm.learn.state import save_model
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.judging import ExecutionCache
 from swarm.ledger.ledger import Ledger
@@ -51,16 +52,17 @@ def swarm(study: Study, seed: int) -> Trained:
     loop = VirtualLoop(limit_s=ROUND_S * (study.policy.rounds + 1))
     with scratch() as folder:
         try:
-            digest, path = loop.run_until_complete(_run(study, seed, folder, loop))
-            model = study.recipe.new_model(seed)
-            State(model).load(Checkpoint(path))
-            return Trained(model, digest)
+            parts = {peer.name: study.part(seed) for peer in study.peers}
+            digest, path = loop.run_until_complete(_run(study, seed, folder, loop, parts))
+            return trained(study, seed, digest, path, parts)
         finally:
             loop.settle()
             loop.close()
 
 
-async def _run(study: Study, seed: int, folder: Path, loop: VirtualLoop) -> tuple[Digest, Path]:
+async def _run(
+    study: Study, seed: int, folder: Path, loop: VirtualLoop, parts: Mapping[str, Part]
+) -> tuple[Digest, Path]:
     members = [
         Member(peer, *(Identity(sha256(f"study {key} {peer.number}".encode())) for key in ("node", "operator")))
         for peer in study.peers
@@ -74,7 +76,7 @@ async def _run(study: Study, seed: int, folder: Path, loop: VirtualLoop) -> tupl
         places = await asyncio.gather(*(node.training.attach(study.policy.name) for node in nodes))
         ends = await asyncio.gather(
             *(
-                _take_part(study, seed, member.peer, node, place, folder)
+                _take_part(study, seed, member.peer, node, place, folder, parts[member.peer.name])
                 for member, node, (place, _) in zip(members, nodes, places, strict=True)
             )
         )
@@ -135,7 +137,7 @@ def _nodes(members: Sequence[Member], folder: Path, loop: VirtualLoop) -> list[N
 async def _agree(study: Study, seed: int, members: Sequence[Member], nodes: Sequence[Node], folder: Path) -> None:
     """One operator proposes the run, all the others approve it."""
     first = folder / "genesis"
-    save_model(study.recipe.new_model(seed), first)
+    save_model(study.recipe.new_model(seed), first, policy=study.policy)
     genesis = nodes[0].store.put(first.read_bytes())
     nodes[0].store.put(study.policy.encode())
     proposal = nodes[0].contracts.propose(study.policy, genesis)
@@ -150,11 +152,11 @@ async def _agree(study: Study, seed: int, members: Sequence[Member], nodes: Sequ
 
 
 async def _take_part(
-    study: Study, seed: int, peer: Peer, node: Node, place: Place, folder: Path
+    study: Study, seed: int, peer: Peer, node: Node, place: Place, folder: Path, part: Part
 ) -> tuple[Digest, Path]:
     while not place.finished:
         path = folder / f"update-{peer.number}"
-        _, weight = update(study, peer, seed, place.round, place.path, path)
+        _, weight = update(study, peer, seed, place.round, place.path, path, part)
         _, taken = await node.training.submit(place.run, place.round, path, weight, {})
         assert taken, f"round {place.round} took no update of {peer.name}"
         place = await node.training.wait(place.run, place.round)

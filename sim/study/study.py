@@ -19,7 +19,8 @@ from sim.study.recipes import Recipe, Site, load_recipe, sites_of, together
 from sim.study.scenario import placed
 from swarm.errors import ConfigError
 from swarm.learn import save_model
-from swarm.learn.state import Checkpoint, State, write_update
+from swarm.learn.part import Part
+from swarm.learn.state import Checkpoint
 from swarm.merge import merge_files
 
 Outputs = Mapping[str, Mapping[str, list[list[float]]]]
@@ -78,6 +79,12 @@ def prepare(experiment: Experiment) -> Prepared:
 def _check_merges(experiment: Experiment, recipe: Recipe, sites: Sequence[Site], left_out: Sequence[str]) -> None:
     """Merge updates that change nothing, as many as there will be: what would fail in the middle fails now."""
     policy, scenario, counts = experiment.policy, experiment.scenario, {}
+    for key in ("sync_interval_max", "patience", "work_s"):
+        if getattr(policy, key):
+            raise ConfigError(
+                f"the policy {policy.name} has {key} = {getattr(policy, key)}: then sites train for unlike lengths of "
+                "time, and the arms could not be compared; leave it out here"
+            )
     for name in left_out:
         training = [site.name for site in sites if site.trains and site.name != name]
         for number in range(policy.rounds):
@@ -86,9 +93,11 @@ def _check_merges(experiment: Experiment, recipe: Recipe, sites: Sequence[Site],
             ]  # fmt: skip
             counts[len(there)] = f"in round {number}" + (f" without {name}" if name else "")
     with arms.scratch() as folder:
-        model = recipe.new_model(0)
-        save_model(model, folder / "base")
-        write_update(State(model).tensors, Checkpoint(folder / "base"), folder / "update", range_max=policy.range)
+        part = Part(recipe.new_model(0), policy)
+        save_model(part.model, folder / "base", policy=policy)
+        part.adopt(Checkpoint(folder / "base"))
+        part.correct()
+        part.write(folder / "update")
         for count, when in sorted(counts.items()):
             if count < policy.submissions_min:
                 raise ConfigError(
@@ -146,6 +155,7 @@ def _work(prepared: Prepared, job: Job, tell: Callable[[str], None]) -> dict[str
     experiment, recipe, sites = prepared.experiment, prepared.recipe, prepared.sites
     study = arms.Study(recipe, experiment.policy, experiment.scenario, sites, job.left_out)
     models: dict[str, nn.Module] = {}
+    at_home: Mapping[str, nn.Module] = {}
     checkpoint = ""
     for arm in experiment.arms:
         tell(arm)
@@ -154,13 +164,16 @@ def _work(prepared: Prepared, job: Job, tell: Callable[[str], None]) -> dict[str
         elif arm == "swarm":
             ledger = job.seed in experiment.ledger_seeds and not job.left_out
             trained = ledgered.swarm(study, job.seed) if ledger else arms.swarm(study, job.seed)
-            models[arm], checkpoint = trained.model, trained.checkpoint.hex()
+            models[arm], checkpoint, at_home = trained.model, trained.checkpoint.hex(), trained.at_home
         else:
             models[arm] = (arms.pooled if arm == "pooled" else arms.federated)(study, job.seed)
     judged = {site.name: rows.x for site, rows in judged_on(sites, job)}
     return {
         "outputs": {
-            model: {name: _finite(study.outputs(one, x), model, job) for name, x in judged.items()}
+            model: {
+                name: _finite(study.outputs(at_home.get(name, one) if model == "swarm" else one, x), model, job)
+                for name, x in judged.items()
+            }
             for model, one in models.items()
         },
         "checkpoint": checkpoint,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,10 +80,38 @@ def test_the_swarms_weighted_mean_is_a_plain_fedavg_loop_to_the_last_bit(seed: i
     assert all(torch.allclose(value, server[name], atol=1e-6) for name, value in trained.model.state_dict().items())
 
 
-@pytest.mark.parametrize("merge", ["mean", "norm_bounded_mean"])
-def test_real_nodes_with_a_ledger_end_with_the_same_bytes(merge: str) -> None:
-    policy = replace(SHORT, merge=merge, rounds=2)
-    assert ledgered.swarm(of(policy), 1).checkpoint == arms.swarm(of(policy), 1).checkpoint
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"merge": "mean"},
+        {"merge": "norm_bounded_mean"},
+        {"scaffold": True, "proximal": 0.1},
+        {"personal": ("bias",)},
+    ],
+    ids=str,
+)
+def test_real_nodes_with_a_ledger_end_with_the_same_bytes(changes: dict[str, Any]) -> None:
+    policy = replace(SHORT, rounds=2, **changes)
+    there, here = ledgered.swarm(of(policy), 1), arms.swarm(of(policy), 1)
+    assert there.checkpoint == here.checkpoint
+    assert there.at_home.keys() == here.at_home.keys()
+    assert all(same(model, there.at_home[name].state_dict()) for name, model in here.at_home.items())
+
+
+def test_what_stays_at_a_site_makes_its_model_its_own_and_a_strangers_as_it_began() -> None:
+    found = arms.swarm(of(replace(SHORT, personal=("bias",))), 0)
+    biases = [float(model.state_dict()["bias"]) for model in found.at_home.values()]
+    assert len(set(biases)) == len(SITES)
+    assert torch.equal(found.model.state_dict()["bias"], HEART.new_model(0).state_dict()["bias"])
+    assert all(
+        torch.equal(m.state_dict()["weight"], found.model.state_dict()["weight"]) for m in found.at_home.values()
+    )
+
+
+@pytest.mark.parametrize("changes", [{"patience": 1, "best_metric": "auc"}, {"work_s": 1.0}, {"sync_interval_max": 9}])
+def test_a_policy_that_lets_sites_train_for_unlike_times_is_not_compared(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"the policy short has {next(iter(changes))} = "):
+        study.prepare(replace(QUICK, policy=replace(SHORT, **changes)))
 
 
 def test_a_planted_change_of_one_order_is_seen_in_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
