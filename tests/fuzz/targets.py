@@ -34,7 +34,8 @@ from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
 from swarm.node.sync import BLOCKS, Sync
 from swarm.store import Store
-from tests.fuzz.corpus import recorded, reshaped, reworded
+from tests.fuzz.corpus import mutated, recorded, reshaped, reworded
+from tests.fuzz.wire import MULTIPLEXED, reframed, wire_targets
 
 REFUSALS = (SwarmError, ValueError)
 """How a decoder or a handler says no; anything else that escapes is a finding."""
@@ -261,4 +262,6 @@ def targets() -> dict[str, Target]:
     add("payload", payloads, refusing(lambda data: decode_block(decode_payload(data)[0])))
     add("block", blocks, refusing(decode_block))
     add("transaction", raws, refusing(lambda data: Transaction.read(data, 1337)))
+    for name, (corpus, feed) in wire_targets().items():
+        found[name] = Target(name, tuple(corpus), feed, reframed if name in MULTIPLEXED else mutated)
     return found

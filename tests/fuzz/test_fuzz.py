@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from swarm.encoding import unpack
+from swarm.net.libp2p.negotiation import Negotiation
 from tests.fuzz.__main__ import Escaped, fuzz
 from tests.fuzz.targets import Target, refusing, targets
+from tests.fuzz.wire import however_cut, wire_targets
 
 
 def test_nothing_but_refusals_comes_of_nonsense_and_nothing_grows() -> None:
@@ -22,3 +24,22 @@ def test_a_planted_mistake_is_found_and_its_input_named() -> None:
     target = Target("careless", (b"\xc2\x01\x02", b"\xc0"), refusing(careless))
     with pytest.raises(Escaped, match=r"careless, seed 0, input \d+: IndexError"):
         fuzz(target, 1000, seed=0)
+
+
+def test_a_decoder_that_hears_where_its_bytes_were_cut_is_found() -> None:
+    target = Target("forgetful", (b"\x01\x02\x03\x04",), however_cut(lambda parts: [bytes(part) for part in parts]))
+    with pytest.raises(Escaped, match="forgetful, seed 0, input 0: AssertionError"):
+        fuzz(target, 10, seed=0)
+
+
+def test_a_refusal_that_does_not_close_the_connection_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    next_line = Negotiation._next_line
+
+    def careless(self: Negotiation) -> bytes | None:
+        line = next_line(self)
+        return line if line is None else line.decode().encode()  # UnicodeDecodeError is no PeerError
+
+    monkeypatch.setattr(Negotiation, "_next_line", careless)
+    (name, (corpus, feed)), *_ = wire_targets().items()
+    with pytest.raises(Escaped, match="UnicodeDecodeError"):
+        fuzz(Target(name, tuple(corpus), feed), 1000, seed=0)

@@ -10,6 +10,7 @@ Sources: https://github.com/libp2p/specs/blob/master/tls/tls.md and .../noise/RE
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import struct
@@ -37,6 +38,9 @@ TLS = "/tls/1.0.0"
 NOISE = "/noise"
 PROTOCOLS = (TLS, NOISE)
 """Best first: TLS takes half the CPU."""
+
+# The library logs an error for every wrong signature, and strangers may send as many as they like. They are counted.
+logging.getLogger("libp2p.security.noise.messages").setLevel(logging.CRITICAL)
 
 _RECORD_BYTES = 16 << 10
 _PLAIN_BYTES = 256 << 10
@@ -153,11 +157,7 @@ class TlsChannel:
         certificate = self._ssl.getpeercert(binary_form=True)
         if certificate is None:
             raise PeerError("TLS: no certificate, so no key is proven")
-        try:
-            key = verify_certificate_chain([x509.load_der_x509_certificate(certificate)])
-        except Exception as error:  # the library promises ValueError; a stranger's DER finds others
-            raise PeerError(f"TLS: the certificate proves no libp2p key: {error}") from error
-        self.peer_id = _peer_id(key)
+        self.peer_id = proven_by_certificate(certificate)
         self.remote = address_of_peer_id(self.peer_id)
         return True
 
@@ -226,17 +226,35 @@ class NoiseChannel:
         if not self._dialled and self._messages == 1:
             self._put(self._noise.write_message(self._pattern.make_handshake_payload().serialize()))
             return
-        payload = NoiseHandshakePayload.deserialize(plain)
-        static = self._pattern._get_pubkey_from_noise_keypair(self._state.rs)
-        if not verify_handshake_payload_sig(payload, static):
-            raise PeerError("noise: the signature of the static key is not the identity's")
+        peer_id = proven_by_payload(plain, self._pattern._get_pubkey_from_noise_keypair(self._state.rs))
         if self._dialled:
             self._put(self._noise.write_message(self._pattern.make_handshake_payload().serialize()))
-        self.peer_id = _peer_id(payload.id_pubkey)
+        self.peer_id = peer_id
         self.remote = address_of_peer_id(self.peer_id)
 
     def _put(self, message: bytes) -> None:
         self._out += struct.pack("!H", len(message)) + message
+
+
+def proven_by_certificate(der: bytes) -> str:
+    """The PeerID whose key signed for the key of this certificate. PeerError: it proves none, or none of a member's."""
+    try:
+        key = verify_certificate_chain([x509.load_der_x509_certificate(der)])
+    except Exception as error:  # the library promises ValueError; a stranger's DER finds others
+        raise PeerError(f"TLS: the certificate proves no libp2p key: {error}") from error
+    return _peer_id(key)
+
+
+def proven_by_payload(payload: bytes, static: PublicKey) -> str:
+    """The PeerID whose key signed for the noise key `static`. PeerError: it proves none, or none of a member's."""
+    try:
+        found = NoiseHandshakePayload.deserialize(payload)
+        proven = verify_handshake_payload_sig(found, static)
+    except Exception as error:  # protobuf's, the curves' and the library's own
+        raise PeerError(f"noise: no payload of a handshake: {error or type(error).__name__}") from error
+    if not proven:
+        raise PeerError("noise: the signature of the static key is not the identity's")
+    return _peer_id(found.id_pubkey)
 
 
 def _peer_id(key: PublicKey) -> str:
