@@ -176,19 +176,30 @@ class Store:
         digest = root(leaves, len(view))
         return digest if self._sound(digest) else self._put(chunks_of(view), len(view), leaves)
 
-    def put_file(self, path: Path, *, move: bool = False) -> Digest:
-        """Keep a copy of a file and name it; with `move` the file itself becomes the object.
+    def put_file(
+        self, path: Path, *, move: bool = False, share: bool = False, leaves: Sequence[Digest] | None = None
+    ) -> Digest:
+        """Keep a copy of a file and name it; with `move` or `share` the file itself becomes the object.
 
+        Args:
+            move: the file's own name is gone afterwards.
+            share: it stays, and both names are one file: for a file that nobody writes to any more.
+            leaves: of the file, for whoever hashed every byte while writing it; `move` or `share` then reads nothing.
         Raises:
             StorageError: it cannot be read, does not fit, or the disk would not take it.
         """
         with _disk(path):
             if move and path.stat().st_dev == self.folder.stat().st_dev:
-                return self._adopt(path)
+                return self._adopt(path, leaves)
+            if share and (second := self._second_name(path)) is not None:
+                try:
+                    return self._adopt(second, leaves)
+                finally:
+                    second.unlink(missing_ok=True)
             with open(path, "rb", buffering=0) as file:
-                leaves: list[Digest] = []
-                chunks = _noting_leaves(_chunks_of_file(file.fileno()), leaves)
-                digest = self._put(chunks, os.fstat(file.fileno()).st_size, leaves)
+                found: list[Digest] = []
+                chunks = _noting_leaves(_chunks_of_file(file.fileno()), found)
+                digest = self._put(chunks, os.fstat(file.fileno()).st_size, found)
             if move:
                 path.unlink()
             return digest
@@ -354,13 +365,24 @@ class Store:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
 
-    def _adopt(self, path: Path) -> Digest:
+    def _second_name(self, path: Path) -> Path | None:
+        """Another name of the file, on the store's own disk; None where there can be none."""
+        second = self.scratch()
+        try:
+            os.link(path, second)
+        except OSError as error:
+            log.debug("%s is copied: %s", path, error)
+            return None
+        return second
+
+    def _adopt(self, path: Path, leaves: Sequence[Digest] | None) -> Digest:
         with _disk(path):
             size = path.stat().st_size
             self._reserve(size)
             try:
                 with open(path, "rb", buffering=0) as file:
-                    leaves = [leaf(chunk) for chunk in _chunks_of_file(file.fileno())]
+                    if leaves is None:
+                        leaves = [leaf(chunk) for chunk in _chunks_of_file(file.fileno())]
                     if self._durable:
                         os.fsync(file.fileno())
                 digest = self._keep(path, size, leaves)
@@ -375,8 +397,8 @@ class Store:
             self._make_room(size)
             self._reserved += size
 
-    def _keep(self, fresh: Path, size: int, leaves: Sequence[Digest]) -> Digest:
-        """Give a whole, synced file its name. What is there already stays if it is sound."""
+    def _keep(self, fresh: Path, size: int, leaves: Sequence[Digest], *, sync: bool = True) -> Digest:
+        """Give a whole file its name; `sync` if its bytes are synced. What is there already stays if it is sound."""
         digest = root(leaves, size)
         if self._sound(digest):
             return digest
@@ -392,9 +414,10 @@ class Store:
             self._leaves[digest] = tuple(leaves)
             self._checked[digest] = (_stamp(place), bytearray(b"\x01" * len(leaves)))
             self._touch(digest)
-        self._sync_folder(place.parent)
-        if made:
-            self._sync_folder(place.parent.parent)
+        if sync:
+            self._sync_folder(place.parent)
+            if made:
+                self._sync_folder(place.parent.parent)
         return digest
 
     def _sound(self, digest: Digest) -> bool:
@@ -603,9 +626,12 @@ class Partial:
             _write_all(self._marks, b"\x01", offset=index)
             self._have[index] = 1
 
-    def finish(self) -> Path:
-        """Make the object whole: synced, named, in the store. Doing it twice is harmless.
+    def finish(self, *, sync: bool = True) -> Path:
+        """Make the object whole: named, in the store. Doing it twice is harmless.
 
+        Args:
+            sync: have it on the disk before this returns. Without, only a power cut within the next half minute or so
+                loses it: the next start finds it damaged or absent.
         Raises:
             ValueError: chunks are missing.
             UnavailableError: the object was removed or closed meanwhile.
@@ -619,13 +645,13 @@ class Partial:
                 self._still_open()
                 if not all(self._have):
                     raise ValueError(f"{len(self.missing())} chunks of object {short(self.digest)} are missing")
-                if store._durable:
+                if sync and store._durable:
                     os.fsync(self._file)
             with store._lock, self._lock:
                 if self._finished:
                     return store._place(self.digest)
                 self._still_open()
-                store._keep(self._part, self.size, self.leaves)
+                store._keep(self._part, self.size, self.leaves, sync=sync)
                 store._open.pop(self.digest, None)
                 store._waiting.pop(self.digest, None)
                 self._close_files()

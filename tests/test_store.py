@@ -248,6 +248,90 @@ def test_a_damaged_record_of_pins_is_named(tmp_path: Path) -> None:
             make(tmp_path)
 
 
+# A file that becomes the object.
+
+
+def test_a_shared_file_is_the_object_and_nothing_is_copied(tmp_path: Path) -> None:
+    store, data = make(tmp_path), some(1, 3 * MIB + 5)
+    path = tmp_path / "update"
+    path.write_bytes(data)
+    digest = store.put_file(path, share=True)
+    assert digest == digest_of(data)
+    assert store.path(digest).stat().st_ino == path.stat().st_ino
+    path.unlink()
+    assert store.read(digest, 0, len(data)) == data
+    assert not list((tmp_path / "store" / "tmp").iterdir())
+
+
+def test_a_shared_file_that_is_written_to_after_all_is_noticed(tmp_path: Path) -> None:
+    store, data = make(tmp_path), some(1, 3 * MIB + 5)
+    path = tmp_path / "update"
+    path.write_bytes(data)
+    digest = store.put_file(path, share=True)
+    with path.open("r+b") as file:
+        file.seek(MIB + 3)
+        file.write(b"other")
+    with pytest.raises(UnavailableError):
+        store.path(digest)
+    assert not store.has(digest)
+
+
+def test_where_no_second_name_can_be_made_the_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store, data = make(tmp_path), some(1, 2 * MIB)
+    path = tmp_path / "update"
+    path.write_bytes(data)
+    digest = store.put_file(path, share=True)
+    assert store.path(digest).stat().st_ino != path.stat().st_ino
+    assert store.read(digest, 0, len(data)) == data
+
+
+def test_a_shared_file_that_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
+    store, path = make(tmp_path, MIB), tmp_path / "update"
+    path.write_bytes(some(1, 2 * MIB))
+    with pytest.raises(StorageError, match="no room"):
+        store.put_file(path, share=True)
+    assert path.exists()
+    assert not list((tmp_path / "store" / "tmp").iterdir())
+
+
+def test_a_file_whose_leaves_are_known_is_not_read(tmp_path: Path) -> None:
+    store, data = make(tmp_path), some(1, 3 * MIB + 5)
+    path = store.scratch()
+    path.write_bytes(data)
+    os.chmod(path, 0o400)
+    digest = store.put_file(path, move=True, leaves=leaves_of(data))
+    assert digest == digest_of(data)
+    assert not path.exists()
+    # Leaves of other bytes would name them wrongly: the next process that reads them notices.
+    wrong = store.scratch()
+    wrong.write_bytes(some(2, MIB))
+    named = store.put_file(wrong, move=True, leaves=leaves_of(some(3, MIB)))
+    with pytest.raises(UnavailableError):
+        make(tmp_path).path(named)
+
+
+def test_what_was_not_synced_is_fetched_again_after_a_power_cut(tmp_path: Path) -> None:
+    store, data = make(tmp_path), some(1, 2 * MIB + 7)
+    partial = receive(store, data)
+    for index, chunk in enumerate(chunks_of(data)):
+        partial.write(index, chunk)
+    place = partial.finish(sync=False)
+    assert store.has(digest_of(data))
+    # What a journal may leave of a file that was renamed and never written.
+    for left in (b"", bytes(len(data)), data[:MIB]):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(left)
+        after = make(tmp_path)
+        with pytest.raises(UnavailableError):
+            after.path(digest_of(data))
+        assert not after.has(digest_of(data))
+        assert receive(after, data).missing()
+
+
 # Arriving.
 
 

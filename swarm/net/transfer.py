@@ -10,6 +10,7 @@ is asked. There is no limit on how long a transfer takes, only on how long one a
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
@@ -85,6 +86,7 @@ async def pull(
     sources: Collection[Address],
     *,
     size_max: int,
+    sync: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Have the object in the store, from whichever of the sources give it; goes on where an earlier pull stopped.
@@ -92,6 +94,7 @@ async def pull(
     Args:
         sources: members that may have it, best first; this node itself is passed over.
         size_max: bytes; a larger object is not taken.
+        sync: have it on the disk before this returns; False for what can be fetched again after a power cut.
 
     Raises:
         UnavailableError: no source has given (all of) it; what came is kept for the next time.
@@ -109,7 +112,7 @@ async def pull(
         if missing:
             candidates = [source for source in candidates if source not in dropped]
             await _Pull(transport, partial, missing, candidates, progress).run()
-        await asyncio.to_thread(partial.finish)
+        await asyncio.to_thread(functools.partial(partial.finish, sync=sync))
     if progress is not None:
         progress(size, size)
 

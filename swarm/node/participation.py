@@ -9,23 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from swarm.blind import (
+    Confirm,
+    Freeze,
+    GiveShares,
+    JoinMasks,
+    MaskDuty,
+    MaskUpdate,
+    OpenBlob,
+    RevealMask,
+    Rotate,
+    SetKey,
+    summed,
+)
 from swarm.config import Policy
 from swarm.encoding import Address, Digest, data_of, list_of, number, pack, short, to_hex, unpack
 from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, UnavailableError
 from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import BadUpdate, merge
+from swarm.merge import BadUpdate, Merged, merge
+from swarm.merge.blind.blob import BLOB_BYTES_MAX
+from swarm.merge.blind.merging import BadVector
 from swarm.merkle import chunk_count
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
+from swarm.node.masking import Masking, Veil
 from swarm.node.reports import Reports
 from swarm.node.verification import Findings, Verification
 from swarm.rounds import (
@@ -88,6 +103,8 @@ class Effort:
     """What this node's merge of a base and its submissions gave, in the current round."""
     findings: Findings = field(default_factory=Findings)
     """What this node found of others' submissions and publications, in the current round."""
+    veil: Veil | None = None
+    """Of a blind run: the masks of its round."""
     waits_since_s: dict[Digest, float] = field(default_factory=dict)
     """Since when the bytes of a submission, which this node needs, are absent here."""
     attached: bool = False
@@ -101,6 +118,9 @@ class Effort:
 class Participation:
     """Performs duties for every run of this member."""
 
+    masks_with: type[Masking] = Masking
+    """What does blind rounds; tests have ones that break rules."""
+
     def __init__(
         self,
         *,
@@ -111,6 +131,7 @@ class Participation:
         scratch: Path,
         clock: Callable[[], float],
         on_failure: Callable[[BaseException], None],
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._identity = identity
         self._me = identity.address
@@ -123,6 +144,14 @@ class Participation:
         self._clock = clock
         self._on_failure = on_failure
         self._verification = Verification(contracts, store, transport, scratch)
+        self.masking = self.masks_with(
+            me=identity.address,
+            contracts=contracts,
+            store=store,
+            folder=scratch.parent / "blind",
+            entropy=entropy,
+            transact=self.transact,
+        )
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
         self._pauses: dict[tuple[object, ...], float] = {}
@@ -194,8 +223,11 @@ class Participation:
         for effort in self.efforts.values():
             if effort.state is not None and effort.run.state in (RunState.FINISHED, RunState.STOPPED):
                 continue
-            state = await self._contracts.round_state(effort.run.id)
             before = effort.state
+            if effort.run.blind:
+                state = await self._read_blind(effort)
+            else:
+                state = await self._contracts.round_state(effort.run.id)
             effort.state = state
             effort.run = replace(effort.run, state=state.state, round=state.round, checkpoint=state.base)
             self._store.pin_only(
@@ -215,9 +247,16 @@ class Participation:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
+    async def _read_blind(self, effort: Effort) -> RoundState:
+        """The round and its masks as of one block: what is opened depends on both."""
+        contracts = self._contracts.at(await self._contracts.height())
+        state = await contracts.round_state(effort.run.id)
+        effort.veil = await self.masking.read(effort.run, state, effort.veil, contracts)
+        return state
+
     def _start_duties(self) -> None:
         now_s = self._clock()
-        owed: set[Duty] = set()
+        owed: set[Duty | MaskDuty] = set()
         wake_s: list[float] = []
         for effort in self.efforts.values():
             state = effort.state
@@ -232,8 +271,14 @@ class Participation:
             if not self._knows_policy(effort):
                 continue
             assert effort.policy is not None
+            if effort.veil is not None:
+                owed |= self._owed_blind(effort, effort.veil, state, now_s, effort.policy)
+                again_s = self.masking.wakes_s(state, effort.veil, effort.policy, now_s)
+                if again_s is not None:
+                    wake_s.append(again_s - now_s)
+                state = summed(state, effort.veil.state)
             have = self._have(effort, state)
-            owed |= self._owed(state, have, now_s, effort.policy)
+            owed |= self._owed(state, have, now_s, effort.policy) if effort.veil is None else set()
             again_s = next_change_s(state, self._me, have, now_s, **self._terms(state, effort.policy))
             if again_s is not None:
                 wake_s.append(again_s - now_s)
@@ -251,6 +296,30 @@ class Participation:
     def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
         """The rule that this node follows; a simulated liar follows another."""
         return duties(state, self._me, have, now_s, **self._terms(state, policy))
+
+    def _owed_blind(
+        self, effort: Effort, veil: Veil, state: RoundState, now_s: float, policy: Policy
+    ) -> frozenset[Duty | MaskDuty]:
+        """As in any round, but for what is submitted and when it is merged; and what the masks ask for."""
+        update, run = effort.update, effort.run
+        if veil.state.spent:
+            # Its updates were in a sum that may be known: the round closes as it began.
+            effort.merges[state.base, state.merged] = state.base
+            have = replace(self._have(effort, state), update=update and replace(update, digest=state.base))
+            return self._owed(state, have, now_s, policy)
+        effort.findings.unusable |= self.masking.unfit(state, veil)
+        masked = self.masking.masked(run, veil)
+        if masked is not None:
+            metrics = update.metrics if update is not None else {}
+            update = Update(state.round, masked, 0, metrics)
+        seen = summed(state, veil.state)
+        have = replace(self._have(effort, seen), update=update if masked is not None else None)
+        owed = self._owed(seen, have, now_s, policy)
+        merges = {duty for duty in owed if isinstance(duty, Merge)}
+        complete = bool(merges) or have.merged is not None
+        if not self.masking.may_merge(state, veil, policy):
+            owed -= merges
+        return owed | self.masking.owed(run, state, veil, policy, now_s, attached=effort.attached, complete=complete)
 
     def _terms(self, state: RoundState, policy: Policy) -> Terms:
         return Terms(merge_s=policy.merge_s, submissions_min=policy.submissions_min, shares=self._shares(state, policy))
@@ -313,7 +382,7 @@ class Participation:
     def read_policy(self, run: Run) -> Policy:
         """The policy in the store; ConfigError if its numbers are not the ledger's."""
         policy = Policy.decode(self._store.read(run.policy, 0, self._store.size(run.policy)))
-        found = (policy.rounds, policy.submissions_min, policy.weight_max)
+        found = (policy.rounds, policy.submissions_min, 0 if policy.blind else policy.weight_max)
         if found != (run.rounds, run.submissions_min, run.weight_max):
             raise ConfigError(f"run {run.id}: the ledger's numbers are not those of the policy {short(run.policy)}")
         return policy
@@ -324,7 +393,7 @@ class Participation:
         if not self._closed:
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.stir)
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         try:
             match duty:
                 case Fetch():
@@ -342,6 +411,11 @@ class Participation:
                     await self.transact(self._contracts.attest(run, round_, view, checkpoint, parts))
                 case Refuse():
                     await self._refuse(duty)
+                case (
+                    SetKey() | Rotate() | JoinMasks() | OpenBlob() | Confirm() | Freeze() | MaskUpdate() | RevealMask()
+                    | GiveShares()
+                ):  # fmt: skip
+                    await self._unveil(duty)
                 case ReportMissing(run=run, round=round_, member=member):
                     logger.warning("run %d round %d: the update of %s never came", run, round_, short(member))
                     await self.transact(self._contracts.report_missing(run, round_, member))
@@ -368,6 +442,12 @@ class Participation:
             self._running.pop(same_work(duty), None)
             self.stir()
 
+    async def _unveil(self, duty: MaskDuty) -> None:
+        effort = self.efforts[duty.run] if not isinstance(duty, Fetch) else None
+        if effort is None or effort.veil is None or effort.state is None or effort.policy is None:
+            return
+        await self.masking.perform(duty, effort.run, effort.state, effort.veil, effort.policy)
+
     async def transact(self, call: Call) -> None:
         """Sign a call with the node's key and wait until the ledger took it."""
         await self._contracts.transact(self._identity, call, timeout_s=TRANSACTION_S)
@@ -375,15 +455,29 @@ class Participation:
     async def _fetch(self, duty: Fetch) -> None:
         if not self._store.has(duty.digest):
             size_max = self._size_max(duty.digest)
-            await pull(self._transport, self._store, duty.digest, duty.sources, size_max=size_max)
+            sync = not self._is_update(duty.digest)
+            await pull(self._transport, self._store, duty.digest, duty.sources, size_max=size_max, sync=sync)
+
+    def _is_update(self, digest: Digest) -> bool:
+        """Somebody's update: after a power cut it is fetched again."""
+        states = [effort.state for effort in self.efforts.values() if effort.state is not None]
+        return any(digest == submission.digest for state in states for submission in state.submissions)
 
     def _size_max(self, digest: Digest) -> int:
         """An update has its checkpoint's tensors, so a member that submits something larger fills nobody's disk."""
         for effort in self.efforts.values():
             state = effort.state
             if state is not None and digest in {s.digest for s in state.submissions} and self._store.has(state.base):
-                return self._store.size(state.base)
+                return self._update_bytes(effort, state)
+            if effort.veil is not None and digest in {seat.blob for seat in effort.veil.state.seats}:
+                return BLOB_BYTES_MAX
         return OBJECT_MAX_BYTES
+
+    def _update_bytes(self, effort: Effort, state: RoundState) -> int:
+        """The size of an update on this round's checkpoint."""
+        if effort.run.blind:
+            return max(self.masking.size_max(state.base), self._store.size(state.base))
+        return self._store.size(state.base)
 
     async def _submit(self, duty: Submit) -> None:
         await self._give_custody(duty)
@@ -450,36 +544,60 @@ class Participation:
         if member not in state.expected and member not in await self._contracts.participants(run):
             raise PeerError(f"an update for run {run}, which {short(member)} has not joined", member=member)
         # Every update has the checkpoint's schema, so its size is known before a byte of it is asked for.
-        size_max = self._store.size(state.base) if self._store.has(state.base) else None
-        if size_max is None:
+        if not self._store.has(state.base):
             raise UnavailableError("this node has no checkpoint to compare with yet")
-        await pull(self._transport, self._store, digest, (member,), size_max=size_max)
+        size_max = self._update_bytes(effort, state)
+        await pull(self._transport, self._store, digest, (member,), size_max=size_max, sync=False)
         self.stir()
         return b"held"
+
+    async def _merge_blind(self, duty: Merge, effort: Effort, veil: Veil) -> None:
+        state, policy = effort.state, effort.policy
+        if state is None or policy is None or state.round != duty.round:
+            return
+        out = self._store.scratch()
+        try:
+            merged = await self.masking.merge(duty, effort.run, state, veil, policy, out)
+            if isinstance(merged, BadVector):
+                effort.findings.unusable |= {s.digest for s in duty.submissions if s.member == merged.member}
+                return
+            await asyncio.to_thread(self._store.put_file, out, move=True)
+        finally:
+            out.unlink(missing_ok=True)
+        self.reports.summed(duty.run, duty.round, merged.digest, duty.submissions, merged.norm, merged.refused)
+        if effort.state is not None and effort.state.round == duty.round:
+            effort.merges[(duty.base, duty.submissions)] = merged.digest
+        logger.info("run %d round %d: opened the sum of %d updates", duty.run, duty.round, len(duty.submissions))
 
     async def _merge(self, duty: Merge) -> None:
         effort = self.efforts[duty.run]
         policy = effort.policy
         assert policy is not None
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            out = Path(folder) / "checkpoint.safetensors"
+        if effort.veil is not None:
+            await self._merge_blind(duty, effort, effort.veil)
+            return
+        out = self._store.scratch()
+        inputs = [self._store.path(s.digest) for s in duty.submissions]
+        weights = [s.weight for s in duty.submissions]
+
+        def work() -> Merged:
             try:
-                merged = await asyncio.to_thread(
-                    merge,
-                    self._store.path(duty.base),
-                    [self._store.path(s.digest) for s in duty.submissions],
-                    [s.weight for s in duty.submissions],
-                    policy,
-                    out,
-                )
-            except BadUpdate as error:
-                bad = duty.submissions[error.index]
-                effort.findings.unusable |= {bad.digest}
-                logger.warning("run %d round %d: no merge takes the update of %s: %s", duty.run, duty.round,
-                               short(bad.member), error)  # fmt: skip
-                self.reports.unusable(duty.run, duty.round, bad.member, str(error))
-                return
-            digest = await asyncio.to_thread(partial(self._store.put_file, out, move=True))
+                merged = merge(self._store.path(duty.base), inputs, weights, policy, out)
+                self._store.put_file(out, move=True, leaves=merged.leaves)
+                return merged
+            finally:
+                out.unlink(missing_ok=True)
+
+        try:
+            merged = await asyncio.to_thread(work)
+        except BadUpdate as error:
+            bad = duty.submissions[error.index]
+            effort.findings.unusable |= {bad.digest}
+            logger.warning("run %d round %d: no merge takes the update of %s: %s", duty.run, duty.round,
+                           short(bad.member), error)  # fmt: skip
+            self.reports.unusable(duty.run, duty.round, bad.member, str(error))
+            return
+        digest = merged.digest
         self.reports.merged(duty.run, duty.round, digest, duty.submissions, merged.reports)
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = digest
@@ -502,6 +620,9 @@ class Participation:
     async def _refuse(self, duty: Refuse) -> None:
         effort = self.efforts[duty.run]
         evidence, where = duty.evidence, "as its evidence shows"
+        if effort.veil is not None:
+            # The ledger and the vectors show it: `swarm audit` opens the sum again.
+            evidence, where = duty.published, "as the audit of the ledger shows"
         if evidence is None:
             assert effort.state is not None
             assert effort.policy is not None

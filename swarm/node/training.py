@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,14 @@ class Training:
             await asyncio.to_thread(check_update, base, path, effort.policy)
         except ValueError as error:
             raise ConfigError(f"the update does not fit run {run} ({effort.run.name}): {error}") from error
-        digest = await asyncio.to_thread(self._store.put_file, path)
+        if effort.veil is not None:
+            if effort.veil.state.round != round_:
+                return ZERO_DIGEST, False
+            # What is not masked is never in the store, from which others read.
+            await asyncio.to_thread(self._work.masking.take, effort.run, effort.veil, path, weight)
+            digest = ZERO_DIGEST
+        else:
+            digest = await asyncio.to_thread(functools.partial(self._store.put_file, path, share=True))
         effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))
         self._work.stir()
 
