@@ -245,7 +245,7 @@ class Advance:
 Duty: TypeAlias = Fetch | Submit | Merge | Inspect | Verify | Hear | Publish | Attest | Refuse | ReportMissing | Advance
 
 
-def same_work(duty: Duty) -> tuple[object, ...]:
+def same_work(duty: object) -> tuple[object, ...]:
     """What makes two duties the same work although more sources or custodians are known by now."""
     match duty:
         case Fetch(digest=digest):

@@ -208,6 +208,10 @@ class Contracts:
 
     # --- who takes part
 
+    async def chain_id(self) -> int:
+        """The chain's number among Ethereum networks."""
+        return int(await self._endpoint.request("eth_chainId"), 16)
+
     async def height(self) -> int:
         """The number of the last block."""
         return int(await self._endpoint.request("eth_blockNumber"), 16)

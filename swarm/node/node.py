@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from pathlib import Path
@@ -45,6 +46,7 @@ class Node:
         clock: Callable[[], float],
         leads: bool = True,
         proxy: Proxy | None = None,
+        entropy: Callable[[int], bytes] = secrets.token_bytes,
         participation: type[Participation] = Participation,
     ) -> None:
         self.name = name
@@ -67,6 +69,7 @@ class Node:
             scratch=scratch,
             clock=clock,
             on_failure=self._on_failure,
+            entropy=entropy,
         )
         self.training = Training(
             me=identity.address,

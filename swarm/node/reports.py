@@ -38,6 +38,14 @@ class Reports:
         ]
         self._write(run, round_, {"merged": to_hex(found), "updates": updates})
 
+    def summed(
+        self, run: int, round_: int, found: Digest, submissions: Sequence[Submission], norm: float, refused: str
+    ) -> None:
+        """Keep what a blind merge saw: of each update nothing, of their sum its length, or why it was not merged."""
+        members = [to_hex(submission.member) for submission in submissions]
+        told = {"members": members, "norm": norm, "refused": refused}
+        self._write(run, round_, {"merged": to_hex(found), "sum": told})
+
     def unusable(self, run: int, round_: int, member: Address, reason: str) -> None:
         """Keep why no merge takes a member's update."""
         known = (self._read(self._place(run, round_)) or {}).get("unusable", {})

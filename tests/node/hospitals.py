@@ -20,17 +20,30 @@ from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
 from swarm.learn.seat import Seat
 from swarm.merge import Schema, Tensor, write_file
+from tests.net.namespaces import Internet
 
 PARAMETERS = 1_000
-SCHEMA = Schema.of([Tensor("weight", "F32", (PARAMETERS,))])
 
 
 class Hospitals:
-    """A consortium of node processes in a folder; every process is gone when the `with` ends."""
+    """A consortium of node processes in a folder; every process is gone when the `with` ends.
 
-    def __init__(self, folder: Path, names: list[str]) -> None:
+    Args:
+        internet: where each name is a site; without it they are on this machine's loopback.
+        parameters: of the model.
+    """
+
+    def __init__(
+        self, folder: Path, names: list[str], *, internet: Internet | None = None, parameters: int = PARAMETERS
+    ) -> None:
         self.folder = folder / "consortium"
-        sites = write_consortium(self.folder, name="test", members=places_of(names, base_port=0))
+        self.schema = Schema.of([Tensor("weight", "F32", (parameters,))])
+        self._internet = internet
+        self._parameters = parameters
+        places = places_of(names, base_port=0)
+        if internet is not None:
+            places = places_of([f"{name}@{internet.address(name)}" for name in names], base_port=4101)
+        sites = write_consortium(self.folder, name="test", members=places)
         self.sites = dict(zip(names, sites, strict=True))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.finals: dict[str, str] = {}
@@ -52,6 +65,8 @@ class Hospitals:
         command = [sys.executable, "-m", "swarm", "node", str(self.sites[name])]
         if kind is not None:
             command = [sys.executable, "-m", "tests.node.rule_breakers", str(self.sites[name]), kind]
+        if self._internet is not None:
+            command = self._internet.inside(name, command)
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
 
@@ -84,17 +99,20 @@ class Hospitals:
         assert done.returncode == 0, f"swarm {' '.join(arguments)}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def open_run(self, *, rounds: int, submit_s: float = 4.0, merge_s: float = 2.0, attest_s: float = 2.0) -> None:
+    def open_run(
+        self, *, rounds: int, submit_s: float = 4.0, merge_s: float = 2.0, attest_s: float = 2.0, blind: bool = False
+    ) -> None:
         """Propose a run called `test` and let every operator approve it."""
         names = list(self.sites)
         for name in names:
             self.ask(name, "swarm_status")
         genesis = self.folder / "genesis.safetensors"
-        write_file(genesis, SCHEMA, {"weight": np.zeros(PARAMETERS, np.float32)})
+        write_file(genesis, self.schema, {"weight": np.zeros(self._parameters, np.float32)})
         policy = self.folder / "policy.toml"
         policy.write_text(
-            f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = 2\n'
-            f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
+            f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = {3 if blind else 2}\n'
+            + ('merge = "mean"\nblind = true\n' if blind else "")
+            + f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
         )
         asyncio.run(agree([load_site(site) for site in self.sites.values()], load_policy(policy), genesis))
 
@@ -120,7 +138,8 @@ class Hospitals:
             while not place.finished:
                 time.sleep(pause_s)
                 with seat.update_file() as path:
-                    write_file(path, SCHEMA, {"weight": rng.normal(0, 1e-2, PARAMETERS).astype(np.float32)})
+                    update = rng.normal(0, 1e-2, self._parameters).astype(np.float32)
+                    write_file(path, self.schema, {"weight": update})
                     place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0 / (1 + place.round)})
                 trail.append((time.monotonic(), place.round))
             self.finals[name] = place.checkpoint
