@@ -20,6 +20,7 @@ from swarm.config import (
     MERGE_RULES,
     POLICY_BYTES_MAX,
     Policy,
+    RelayConfig,
     RpcConfig,
     SiteConfig,
     SwarmConfig,
@@ -300,6 +301,9 @@ def test_a_sites_cap_on_what_it_sends_is_a_speed(tmp_path: Path, text: str, spee
         ({"max_upload": 5}, "max_upload = 5, but a str belongs there"),
         ({"max_upload": "20 miles"}, "max_upload = '20 miles', but a speed belongs there, in kB/s, MB/s"),
         ({"max_upload": "1 kB/s"}, "max_upload = '1 kB/s', but it has to be 10 kB/s or more"),
+        ({"proxy": "proxy.hospital:3128"}, "proxy = 'proxy.hospital:3128', but it has the form http://HOST:PORT"),
+        ({"proxy": "http://me:secret@p:3128"}, "proxy has a password in it, and settings hold no secret"),
+        ({"proxy": 3128}, "proxy = 3128, but a str belongs there"),
     ],
 )
 def test_a_site_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -340,6 +344,45 @@ def test_a_site_serves_json_rpc_where_it_says_and_nowhere_else(tmp_path: Path) -
 def test_json_rpc_that_cannot_be_served_is_refused(tmp_path: Path, lines: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)):
         load_site(write_rpc(tmp_path, lines))
+
+
+def write_relay(place: Path, lines: str) -> Path:
+    path = write_site(place)
+    path.write_text(f"{path.read_text()}\n[relay]\n{lines}\n")
+    return path
+
+
+def test_a_site_relays_only_where_it_says_so_and_no_more_than_it_says(tmp_path: Path) -> None:
+    assert load_site(write_site(tmp_path)).relay is None
+    assert load_site(write_relay(tmp_path, "")).relay == RelayConfig()
+    lines = 'max_speed = "2 MB/s"\ncircuits_max = 3\nduration_s = 600'
+    assert load_site(write_relay(tmp_path, lines)).relay == RelayConfig(2e6, 3, 600)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("speed = 1", "'speed' is no setting here; there are circuits_max, duration_s, max_speed"),
+        ("circuits_max = 0", "circuits_max = 0, but it has to be 1 to 1000"),
+        ("duration_s = 5", "duration_s = 5, but it has to be 60 to"),
+        ('max_speed = "1 kB/s"', "max_speed = '1 kB/s', but it has to be 10 kB/s or more"),
+    ],
+)
+def test_a_relay_that_cannot_work_is_refused(tmp_path: Path, lines: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_site(write_relay(tmp_path, lines))
+
+
+def test_the_proxy_is_the_settings_or_else_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://of-the-machine:8080")
+    found = load_site(write_site(tmp_path)).proxy
+    assert found is not None
+    assert (found.host, found.port, found.always) == ("of-the-machine", 8080, False)
+    found = load_site(write_site(tmp_path, proxy="http://proxy.hospital:3128")).proxy
+    assert found is not None
+    assert (found.host, found.port, found.always) == ("proxy.hospital", 3128, True)
+    assert load_site(write_site(tmp_path, proxy="")).proxy is None
 
 
 def test_the_sockets_path_is_short_and_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from swarm.merge import Schema, Tensor, write_file
 from tests.net.namespaces import Internet
 
 PARAMETERS = 1_000
+SCHEMA = Schema.of([Tensor("weight", "F32", (PARAMETERS,))])
 
 
 class Hospitals:
