@@ -87,8 +87,8 @@ def freeze(attempt: Attempt, confirmed: Mapping[Address, Iterable[Address]]) -> 
         joined -= lonely
     if len(joined) < max(attempt.threshold, SEATS_MIN):
         raise ValueError(
-            f"{len(joined)} members remain in attempt {attempt.number} at round {attempt.round}, "
-            f"{max(attempt.threshold, SEATS_MIN)} are needed"
+            f"attempt {attempt.number} at round {attempt.round}: {len(joined)} of the {len(confirmed)} members who "
+            f"confirmed keep {attempt.threshold - 1} edges, {max(attempt.threshold, SEATS_MIN)} are needed"
         )
     return Frozen(attempt, frozenset(joined), frozenset(edge for edge in dropped if edge <= joined))
 
