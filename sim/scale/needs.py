@@ -9,9 +9,9 @@ import psutil
 from sim.scale.prepared import Prepared
 from swarm.errors import ConfigError
 
-PROCESS_BYTES = 350 << 20
+PROCESS_BYTES = 400 << 20
 """What this program, torch and the ledger take before there is a model."""
-WORKER_BYTES = 120 << 20
+WORKER_BYTES = 150 << 20
 """What a worker process takes of its own; the rest it shares with the one that started it."""
 COPIES = 8
 """Of the model, in a worker: checkpoint, parameters, gradients, an optimizer's two, the change, what torch holds."""
@@ -34,7 +34,7 @@ class Needs:
         if self.memory > memory:
             raise ConfigError(
                 f"this takes about {self.memory / GB:.1f} GB of memory, and {memory / GB:.1f} GB may be used: take "
-                f"fewer --peers, fewer --jobs ({jobs}, each with {COPIES} times the model of {self.model / 1e6:.1f} MB), "
+                f"fewer --peers, fewer --jobs ({jobs}, each with {COPIES} x {self.model / 1e6:.1f} MB of model), "
                 "or say --memory if more is free"
             )
         if self.disk > disk:

@@ -112,6 +112,7 @@ def prepare(request: Request) -> Prepared:
             f"--share {request.share}: of each institution's sites above 0 and at most 1 train in a round"
         )
     experiment = load_experiment(request.experiment)
+    _check_policy(experiment.policy)
     recipe = load_recipe(experiment.recipe)
     own = sites_of(recipe)
     sites = peers_of(own, experiment.scenario, recipe.KIND, request.peers)
@@ -125,6 +126,21 @@ def prepare(request: Request) -> Prepared:
     found = Prepared(request, experiment, policy, recipe, study, members, _tests(own, experiment, recipe.KIND))
     _check_rounds(found)
     return found
+
+
+def _check_policy(policy: Policy) -> None:
+    """ConfigError if the policy asks for what many sites on one machine do not do."""
+    asked = {
+        "blind": (policy.blind, "updates are not masked here"),
+        "personal": (bool(policy.personal), "a virtual site keeps nothing from round to round"),
+        "scaffold": (policy.scaffold, "a virtual site keeps nothing from round to round"),
+        "sync_interval_max": (policy.sync_interval_max > 0, "every round has as many batches here"),
+        "work_s": (policy.work_s > 0, "training takes no time of the run here; [scenario] slow makes sites slow"),
+        "best_metric": (bool(policy.best_metric), "all rounds are played, and each checkpoint is judged"),
+    }
+    for key, (is_asked, why) in asked.items():
+        if is_asked:
+            raise ConfigError(f"the policy {policy.name} says {key} = {getattr(policy, key)!r}: {why}")
 
 
 def _tests(sites: Sequence[Site], experiment: Experiment, kind: str) -> dict[str, Rows]:

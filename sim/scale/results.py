@@ -17,7 +17,7 @@ from sim.study.results import ALL, values
 
 def results(prepared: Prepared, swarm: Swarm, closed: Sequence[Closed]) -> dict[str, Any]:
     """All that `results.json` holds."""
-    model = swarm.model
+    model = swarm.model(bytes.fromhex(closed[-1].checkpoint))
     model.eval()
     outputs = {
         name: prepared.study.outputs(model, rows.x).numpy() for name, rows in prepared.tests.items() if len(rows)

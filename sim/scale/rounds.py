@@ -126,12 +126,6 @@ class Swarm:
                 break
             self._play_round(state)
 
-    @property
-    def model(self) -> torch.nn.Module:
-        """The last checkpoint."""
-        (run,) = self.chain.ask(self.chain.contracts.runs())
-        return self._model(run.checkpoint)
-
     # --- agreeing on the run
 
     def _agree(self) -> Run:
@@ -319,11 +313,12 @@ class Swarm:
 
     def _measures(self, checkpoint: Digest) -> dict[str, float | None]:
         kind, y = self.prepared.recipe.KIND, self._tests.y.numpy()
-        outputs = self.prepared.study.outputs(self._model(checkpoint), self._tests.x).numpy()
+        outputs = self.prepared.study.outputs(self.model(checkpoint), self._tests.x).numpy()
         found = metrics.measure(kind, y, outputs, np.ones((1, len(y))))
         return {name: rounded(float(value[0])) for name, value in found.items()}
 
-    def _model(self, checkpoint: Digest) -> torch.nn.Module:
+    def model(self, checkpoint: Digest) -> torch.nn.Module:
+        """A model with a checkpoint's parameters; the last one is always kept."""
         model = self.prepared.recipe.new_model(self.prepared.request.seed)
         State(model).load(Checkpoint(self._store.path(checkpoint)))
         return model
