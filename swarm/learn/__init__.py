@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from swarm.learn.once import sum_over_members
     from swarm.learn.part import norm_layers
     from swarm.learn.state import save_model
+    from swarm.learn.statistics import Statistics
 
-__all__ = ["SwarmCallback", "norm_layers", "save_model", "sum_over_members"]
+__all__ = ["Statistics", "SwarmCallback", "norm_layers", "save_model", "sum_over_members"]
 
 _MODULES = {
+    "Statistics": "statistics",
     "SwarmCallback": "callback",
     "norm_layers": "part",
     "save_model": "state",
