@@ -321,7 +321,9 @@ def mask_duties(
     if state.state is not RunState.OPEN or masks.round != state.round or masks.spent:
         return frozenset()
     if lost(state, masks, me, have):
-        return frozenset() if have.sits_out else frozenset({Rotate(state.run, state.round)})
+        if not have.sits_out:
+            return frozenset({Rotate(state.run, state.round)})
+        return frozenset({SetKey(state.run, have.key)} if masks.mine != have.key else set())
     if masks.stage is Stage.CLOSED or (masks.stage is Stage.JOINING and me not in masks.members):
         return frozenset(_owed_before(state, masks, me, have, now_s, terms))
     if masks.stage is Stage.JOINING:
@@ -403,7 +405,9 @@ def _owed_frozen(
     opens = have.entry.survivors in (None, survivors) and me in survivors and me not in masks.revealed
     if enough(state, masks, terms) and opens and complete and not reported:
         owed.add(RevealMask(state.run, state.round, masks.attempt, survivors))
-    if masks.fixed_s and now_s >= masks.fixed_s + terms.merge_s / 2 and have.missing is not None:
+    # More than may lie have then revealed, so the contract knows that the round's sum may be known.
+    helps = not reported and (me in masks.revealed or me not in survivors)
+    if helps and masks.fixed_s and now_s >= masks.fixed_s + terms.merge_s / 2 and have.missing is not None:
         secrets, seeds = (
             (lacking - have.given - {me}) & _shared(masks, me, have) for lacking in have.missing
         )  # fmt: skip

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from swarm.blind import Confirm, GiveShares, HaveMasks, MaskDuty, MaskState, MaskTerms, RevealMask, Stage
+from swarm.encoding import Address, Digest
+from swarm.ledger.client import Run
+from swarm.merge.blind.blob import blob_of
+from swarm.node.masking import Masking, Veil
+from swarm.node.participation import Participation
+from swarm.rounds import RoundState
 from tests.node.hospitals import Hospitals
+from tests.node.veiled import BlindPlan, Veiled, play
+
+Upon = Callable[[Veiled, str, Mapping[str, Any]], Awaitable[None]]
 
 NAMES = ["north", "east", "south", "west"]
 
@@ -19,3 +35,115 @@ def test_four_nodes_close_three_blind_rounds_with_one_checkpoint(tmp_path: Path)
         hospitals.join(90)
         assert len(set(hospitals.finals.values())) == 1
         hospitals.stop()
+
+
+def test_every_round_is_the_mean_of_what_nobody_saw() -> None:
+    ended = play(BlindPlan(seed=1, members=4, rounds=3))
+    assert ended.sums == [4, 4, 4]
+    assert not ended.events("SharesRevealed")
+
+
+def vanishing(event: str, *, round_: int = 1, back_s: float = 60.0, which: int = 0) -> Upon:
+    """A site is killed right after an event of its own in a round, and comes back a minute later."""
+    done: list[str] = []
+
+    async def upon(world: Veiled, name: str, found: Mapping[str, Any]) -> None:
+        site = world.founders[which]
+        if name != event or found.get("round") != round_ or done:
+            return
+        if found.get("member", site.identity.address) != site.identity.address:
+            return
+        done.append(site.name)
+        await site.kill()
+        await asyncio.sleep(back_s)
+        await site.start()
+
+    return upon
+
+
+@pytest.mark.parametrize(
+    ("event", "survivors", "shares"),
+    [
+        ("MasksJoined", 3, False),  # the others hold its blob, or not: it is not in the sum
+        ("AttemptFrozen", 3, False),  # the three open the seeds that they share with it
+        ("Submitted", 4, True),  # its vector is in the sum, and shares of the three open its mask
+        ("Revealed", 4, False),
+    ],
+)
+def test_a_member_that_vanishes_after(event: str, survivors: int, shares: bool) -> None:
+    ended = play(BlindPlan(seed=2, members=4, rounds=3), upon=vanishing(event))
+    assert ended.sums[1] == survivors
+    assert bool(ended.events("SharesRevealed")) is shares
+    assert all(closed.changed for closed in ended.world.closed)
+    seeds = [len(found["seeds"]) for found in ended.events("Revealed") if found["round"] == 1]
+    assert seeds == ([1, 1, 1] if event == "AttemptFrozen" else [0] * len(seeds))
+
+
+class _WrongSecret(Masking):
+    """Opens its mask with another secret than it committed to."""
+
+    async def _reveal(self, run: Run, state: RoundState, veil: Veil, survivors: frozenset[Address]) -> None:
+        await self._transact(self._contracts.masks.reveal(veil.state, survivors, bytes(16), []))
+
+
+class _Mute(Masking):
+    """Never opens anything."""
+
+    def _rule(
+        self, state: RoundState, masks: MaskState, have: HaveMasks, now_s: float, terms: MaskTerms, complete: bool
+    ) -> frozenset[MaskDuty]:
+        owed = super()._rule(state, masks, have, now_s, terms, complete)
+        return frozenset(duty for duty in owed if not isinstance(duty, RevealMask | GiveShares))
+
+
+class _BadShares(Masking):
+    """Seals for others what does not open."""
+
+    async def _join(self, run: Run, state: RoundState, veil: Veil) -> None:
+        keys, fresh = self._secrets(run, state, veil.state)
+        blob = blob_of(keys, fresh)
+        entries = tuple(replace(entry, sealed=bytes(len(entry.sealed))) for entry in blob.entries)
+        digest = self._store.put(replace(blob, entries=entries).encode())
+        self.log.join(run.id, veil.state.attempt, self.log.seed(run.id, veil.state.attempt), digest)
+        call = self._contracts.masks.join(veil.state, digest, blob.self_commitment, blob.recovery_commitment)
+        await self._transact(call)
+
+
+class _Outside(Masking):
+    """Confirms nobody, and submits all the same."""
+
+    def _rule(
+        self, state: RoundState, masks: MaskState, have: HaveMasks, now_s: float, terms: MaskTerms, complete: bool
+    ) -> frozenset[MaskDuty]:
+        owed = super()._rule(state, masks, have, now_s, terms, complete)
+        return frozenset(duty for duty in owed if not isinstance(duty, Confirm))
+
+    def masked(self, run: Run, veil: Veil) -> Digest | None:
+        return self._store.put(b"no vector at all") if veil.state.stage is Stage.FROZEN else None
+
+
+def lying(kind: type[Masking]) -> type[Participation]:
+    """A node whose part in blind rounds breaks a rule, and which merges nothing that others have to agree with."""
+
+    class Liar(Participation):
+        masks_with = kind
+
+    return Liar
+
+
+@pytest.mark.parametrize(
+    ("kind", "survivors", "event"),
+    [
+        (_WrongSecret, 4, "SharesRevealed"),  # refused; the others' shares open its mask
+        (_Mute, 4, "SharesRevealed"),
+        (_BadShares, 3, "AttemptFrozen"),  # nobody has a mask in common with it
+        (_Outside, 3, "AttemptFrozen"),  # what it submits is in no sum
+    ],
+)
+def test_a_liar_changes_nothing_but_whose_updates_are_in_the_sum(
+    kind: type[Masking], survivors: int, event: str
+) -> None:
+    ended = play(BlindPlan(seed=3, members=4, rounds=2), liars={3: lying(kind)})
+    assert ended.sums == [survivors] * 2
+    assert ended.events(event)
+    assert all(closed.changed for closed in ended.world.closed)
