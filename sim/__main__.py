@@ -25,6 +25,7 @@ COMMANDS = {
     "consensus": "sim.consensus",
     "liveness": "sim.liveness",
     "tamper": "sim.tamper",
+    "uneven": "sim.uneven",
 }
 """The module whose `main` takes the arguments that follow."""
 
