@@ -224,7 +224,8 @@ class _Encoding:
     def _quantize(self, bench: _Bench, number: int, inner: int, out: Ring) -> int:
         """Some coordinates of a tensor, unmasked; how many were clipped."""
         values = self._read(bench, number, inner, len(out))
-        np.multiply(values, self._scales[number], out=values)
+        with np.errstate(over="ignore"):  # infinity is clipped like anything else
+            np.multiply(values, self._scales[number], out=values)
         clipped = 0
         if not (values.max() <= 1.0 and values.min() >= -1.0):
             clipped = int(np.count_nonzero(np.abs(values) > 1.0))
@@ -257,9 +258,13 @@ class _Encoding:
             number, inner = blocks[block]
             count = min(BLOCK, self._vector.tensors[number].count - inner)
             values = self._read(bench, number, inner, count)
-            return float(np.einsum("i,i->", values, values))
+            with np.errstate(over="ignore"):
+                return float(np.einsum("i,i->", values, values))
 
-        return math.sqrt(math.fsum(in_threads(range(len(blocks)), threads, _Bench, squares)))
+        total = math.fsum(in_threads(range(len(blocks)), threads, _Bench, squares))
+        if not math.isfinite(total):
+            raise Unfit("the update is longer than float64 can say")
+        return math.sqrt(total)
 
 
 @contextmanager
