@@ -47,7 +47,7 @@ check: $(READY)  ## style, types, and that the committed contracts are what thei
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	for example in tb pneumonia; do MYPYPATH=nodes/$$example $(BIN)/mypy nodes/$$example/*.py || exit; done
+	for example in nodes/*/; do MYPYPATH=$$example $(BIN)/mypy $$example*.py || exit; done
 	$(BIN)/python contracts/compile.py --check
 
 others: $(OTHERS)  ## other people's implementations, which the tests hold ours against
