@@ -98,6 +98,11 @@ def test_the_run_is_over_when_patience_checkpoints_were_no_better() -> None:
     assert ended_after(Policy("on", 50, 10, best_metric="auc"), alone(*course)) is None
 
 
+def test_patience_starts_anew_with_every_better_checkpoint() -> None:
+    assert ended_after(JUDGED, alone(0.0, 0.5, 0.4, 0.4, 0.6, 0.5, 0.5)) is None
+    assert ended_after(JUDGED, alone(0.0, 0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.5)) == 7
+
+
 def test_a_gain_below_min_delta_does_not_count_for_patience() -> None:
     policy = Policy("delta", 50, 10, best_metric="auc", patience=2, min_delta=0.05)
     assert ended_after(policy, alone(0.0, 0.5, 0.52, 0.54)) == 3

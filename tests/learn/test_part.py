@@ -167,6 +167,19 @@ def test_the_control_variates_travel_and_their_mean_is_in_the_checkpoint(tmp_pat
     assert float(tensors["swarm.control.0.weight"].abs().max()) > 1e-3
 
 
+def test_a_site_that_comes_later_has_control_variates_of_zero(tmp_path: Path) -> None:
+    policy = plain(scaffold=True)
+    in_the_swarm(tmp_path, policy, uneven())
+    late = Part(new_model(), policy)
+    late.adopt(Checkpoint(tmp_path / "base"))
+    for value in late.model.parameters():
+        value.grad = torch.zeros_like(value)
+    late.correct()
+    for name, value in late.model.named_parameters():
+        assert value.grad is not None
+        assert torch.equal(value.grad, late.base.tensors[f"swarm.control.{name}"])
+
+
 @pytest.mark.parametrize("settings", [{"proximal": 0.1}, {"scaffold": True}], ids=str)
 def test_a_loop_that_forgets_to_correct_its_steps_is_told(tmp_path: Path, settings: dict[str, Any]) -> None:
     policy = plain(**settings)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,15 @@ def test_the_state_of_any_optimizer_and_scheduler_comes_back(
     resume.restore(following, found.states)
     some_steps(other, following["optimizer"], following["scheduler"], 4, 9)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_plain_values_come_back_as_what_they_were(tmp_path: Path) -> None:
+    values = {1: (2, [3.5, None]), "milestones": Counter([2, 2, 5]), "best": math.inf, "count": np.int64(3), "on": True}
+    resume.write(tmp_path / "kept", kept(values=values))
+    found = resume.read(tmp_path / "kept")
+    assert found is not None
+    assert found.states["values"] == values
+    assert [type(value) for value in found.states["values"].values()] == [tuple, Counter, float, int, bool]
 
 
 def test_every_source_of_chance_goes_on(tmp_path: Path) -> None:

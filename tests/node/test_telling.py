@@ -12,7 +12,7 @@ from swarm.errors import UnavailableError
 from swarm.ledger.client import Contracts, Event, encode_metrics
 from swarm.node.telling import Telling
 
-A, B = b"a" * 20, b"b" * 20
+A, B, C = b"a" * 20, b"b" * 20, b"c" * 20
 
 
 class Ledger:
@@ -57,7 +57,7 @@ def telling_of(ledger: Ledger) -> Telling:
 
 def test_only_what_was_merged_counts() -> None:
     ledger = Ledger(
-        [submitted(A, 9.0), submitted(B, 9.0), event("RoundRestarted")],
+        [submitted(A, 9.0), submitted(C, 9.0), event("RoundRestarted")],
         [submitted(A, 1.0), submitted(B, 2.0), event("Struck", member=B), closed(0)],
         [submitted(B, 3.0, run=2), submitted(A, 4.0), submitted(B, 5.0), closed(1), submitted(A, 6.0)],
     )
