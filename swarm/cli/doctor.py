@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator
@@ -136,7 +137,9 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
         if member["relay"]:
             relays = [one["name"] for one in others if one["address"].lower() == member["relay"].lower()]
             text += f", over {relays[0] if relays else member['relay']}, which relays"
-        slow = f"a model of 100 MB takes {1e8 / min(speeds):.0f} s: ask for a faster line, or for less on it"
+        slow = (
+            f"a model of 100 MB takes {1e8 / min(speeds):.0f} s: ask for a faster line, or for less on it{_on_loss()}"
+        )
         checks.append(Check(what, text, min(speeds) >= SLOW_BYTES_S, slow))
     if ahead:
         median_s = statistics.median(ahead)
@@ -152,6 +155,19 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
     if not others:
         checks.append(Check("members", "this site is the only member", True))
     return checks
+
+
+def _on_loss() -> str:
+    """What helps where the line loses packets and the system keeps its sockets from what would help."""
+    from swarm.net.libp2p.wire import endure_loss
+
+    with socket.socket() as one:
+        if endure_loss(one):
+            return ""
+    return (
+        "; if it loses packets, let programs use BBR, at both ends: `modprobe tcp_bbr` and "
+        '`sysctl -w net.ipv4.tcp_allowed_congestion_control="reno cubic bbr"`'
+    )
 
 
 def _ask_for(member: dict[str, Any], site: SiteConfig) -> str:

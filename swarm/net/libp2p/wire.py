@@ -19,8 +19,24 @@ READ_BYTES = 256 << 10
 WRITE_BYTES = 128 << 10
 UNSENT_MAX_BYTES = 256 << 10
 """What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
+BBR = b"bbr"
 SILENCES_MAX = 3
 """Intervals without a byte until the connection is given up; a ping goes out after each."""
+
+
+def endure_loss(wire: socket.socket) -> bool:
+    """Let the socket send at the line's speed even where packets are lost, if the system permits it; whether it does.
+
+    A lost packet makes the usual congestion controls send half as fast or little more: over 100 ms with 1 % loss they
+    carry 0.15 MB/s, however fast the line. BBR goes by what arrives instead.
+
+    Source: Mathis et al. 1997; Cardwell et al. 2016.
+    """
+    try:
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, BBR)
+    except (OSError, AttributeError):  # not in this system, or not for everybody
+        return False
+    return True
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -87,6 +103,8 @@ class Wire(asyncio.BufferedProtocol):
         wire: socket.socket | None = transport.get_extra_info("socket")
         if wire is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX_BYTES)
+        if wire is not None:
+            endure_loss(wire)
         self._timer = loop.call_later(self._ping_s, self._interval)
         self.flush()
 
