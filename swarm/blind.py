@@ -320,25 +320,35 @@ def mask_duties(
     """
     if state.state is not RunState.OPEN or masks.round != state.round or masks.spent:
         return frozenset()
+    if lost(state, masks, me, have) and not have.sits_out:
+        return frozenset({Rotate(state.run, state.round)})
+    # A key that is set while an attempt is under way counts from the next one on.
+    key = {SetKey(state.run, have.key)} if have.attached and me in state.expected and masks.mine != have.key else set()
+    return frozenset(key | _owed_now(state, masks, me, have, now_s, terms, complete))
+
+
+def _owed_now(
+    state: RoundState,
+    masks: MaskState,
+    me: Address,
+    have: HaveMasks,
+    now_s: float,
+    terms: MaskTerms,
+    complete: bool,
+) -> set[MaskDuty]:
     if lost(state, masks, me, have):
-        if not have.sits_out:
-            return frozenset({Rotate(state.run, state.round)})
-        return frozenset({SetKey(state.run, have.key)} if masks.mine != have.key else set())
-    if masks.stage is Stage.CLOSED or (masks.stage is Stage.JOINING and me not in masks.members):
-        return frozenset(_owed_before(state, masks, me, have, now_s, terms))
+        return set()
+    if masks.stage is Stage.CLOSED:
+        return _owed_before(state, masks, me, have, now_s, terms)
     if masks.stage is Stage.JOINING:
-        return frozenset(_owed_joining(state, masks, me, have, now_s, terms))
-    return frozenset(_owed_frozen(state, masks, me, have, now_s, terms, complete))
+        return _owed_joining(state, masks, me, have, now_s, terms)
+    return _owed_frozen(state, masks, me, have, now_s, terms, complete)
 
 
 def _owed_before(
     state: RoundState, masks: MaskState, me: Address, have: HaveMasks, now_s: float, terms: MaskTerms
 ) -> set[MaskDuty]:
-    if not have.attached or me not in state.expected:
-        return set()
-    if masks.mine != have.key:
-        return {SetKey(state.run, have.key)}
-    if masks.stage is not Stage.CLOSED or state.phase is not Phase.SUBMIT or have.sits_out:
+    if not have.attached or have.sits_out or masks.mine != have.key or state.phase is not Phase.SUBMIT:
         return set()
     waited = set(state.expected) <= masks.members or now_s >= state.opened_s + terms.submit_s
     if me in masks.members and waited and len(masks.members) >= terms.needed:
@@ -351,9 +361,10 @@ def _owed_joining(
 ) -> set[MaskDuty]:
     owed: set[MaskDuty] = set()
     seat = masks.seat(me)
+    if seat is None:
+        return owed
     if me not in masks.joined:
-        right_key = seat is not None and seat.key == have.key
-        if have.attached and right_key and not have.sits_out and now_s < masks.opened_s + terms.submit_s / 2:
+        if have.attached and seat.key == have.key and not have.sits_out and now_s < masks.opened_s + terms.submit_s / 2:
             owed.add(JoinMasks(state.run, state.round, masks.attempt))
     elif me not in masks.confirmed:
         owed |= _owed_blobs(state, masks, me, have)

@@ -15,9 +15,11 @@ from swarm.audit.external import told_by, trusted
 from swarm.audit.replay import Difference, replayed
 from swarm.audit.retell import merge_all, retell
 from swarm.audit.sights import RoundSeen
+from swarm.audit.veils import Chain
 from swarm.config import SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
 from swarm.identity import checksum
+from swarm.ledger.external import places_of as contracts_of
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.judging import ExecutionCache
 from swarm.ledger.ledger import Ledger
@@ -133,7 +135,8 @@ def _audit_external(
             external=True,
         )  # fmt: skip
         try:
-            story = merge_all(runs, place / "store", partial(tell, f"{name}: rounds"))
+            chain = Chain(config.chain_id, contracts_of(config).blind)
+            story = merge_all(runs, place / "store", partial(tell, f"{name}: rounds"), chain)
             found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects, seen=story.seen)
         except Difference as difference:
             found = replace(found, difference=str(difference))

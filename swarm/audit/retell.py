@@ -11,12 +11,13 @@ from typing import Any
 
 from swarm.audit.replay import Difference
 from swarm.audit.sights import RoundSeen, round_seen
+from swarm.audit.veils import EVENTS, Chain, MaskStory, Try, open_again
 from swarm.config import Policy
 from swarm.encoding import Address, Digest, from_hex, keccak256, short
 from swarm.errors import ConfigError
 from swarm.identity import checksum
 from swarm.ledger.abi import interface
-from swarm.ledger.genesis import RUNS
+from swarm.ledger.genesis import BLIND, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Merged, merge
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
@@ -89,6 +90,12 @@ class RunStory:
     """Of every closed round the members of the run whose update was not merged, and why."""
     publications: list[Publication] = field(default_factory=list)
     consents: int = 0
+    masks: MaskStory = field(init=False)
+    sums: list[Try | None] = field(default_factory=list)
+    """Of every closed round of a blind run the attempt whose sum was opened; None where it closed as it began."""
+
+    def __post_init__(self) -> None:
+        self.masks = MaskStory(self.where)
 
     def where(self) -> str:
         return f"run {self.number} ({self.name}) round {self.index}"
@@ -113,10 +120,10 @@ def retell(ledger: Ledger, store: Path, progress: Callable[[int, int], None]) ->
     """
     runs = runs_of(events_of(ledger))
     compare_records(runs, lambda place: _record(ledger, *place))
-    return merge_all(runs, store, progress)
+    return merge_all(runs, store, progress, Chain(ledger.chain_id, BLIND))
 
 
-def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int, int], None]) -> Story:
+def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int, int], None], chain: Chain) -> Story:
     """Hash every object of a site's store, and do every merge again whose bytes it still holds.
 
     Raises:
@@ -127,25 +134,27 @@ def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int
     done, seen = 0, list[RoundSeen]()
     for run in runs.values():
         for index, (base, submissions, checkpoint) in enumerate(run.closed):
-            merged = _merge_again(run, index, base, submissions, checkpoint, store)
-            if merged is not None:
-                seen.append(round_seen(run.number, index, submissions, merged.reports, run.left_out[index]))
+            found = _seen_again(chain, run, index, base, submissions, checkpoint, store)
+            if found is not None:
+                seen.append(found)
             done += 1
             progress(done, total)
     return Story(len(runs), total, len(seen), objects, tuple(seen))
 
 
 def events_of(ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Name and arguments of everything that `Runs` logged, in order."""
-    for entry in ledger.logs(0, ledger.head.number, frozenset({RUNS}), [], logs_max=LOGS_MAX):
-        told = interface("Runs").event(entry.log.topics, entry.log.data)
+    """Name and arguments of everything that `Runs` and `Blind` logged, in order."""
+    names = {RUNS: "Runs", BLIND: "Blind"}
+    for entry in ledger.logs(0, ledger.head.number, frozenset(names), [], logs_max=LOGS_MAX):
+        name = names[entry.log.address]
+        told = interface(name).event(entry.log.topics, entry.log.data)
         if told is None:
-            raise Difference(f"block {entry.header.number}: an event that the contract Runs does not have")
+            raise Difference(f"block {entry.header.number}: an event that the contract {name} does not have")
         yield told
 
 
 def runs_of(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[int, RunStory]:
-    """Every run by its number, told from all events of `Runs` in order.
+    """Every run by its number, told from all events of `Runs` and `Blind` in order.
 
     Raises:
         Difference: a leader, a quorum or a seed is not what it has to be.
@@ -170,6 +179,8 @@ def _follow(runs: dict[int, RunStory], name: str, values: Mapping[str, Any]) -> 
         raise Difference(f"{name} of run {number}, which nobody proposed")
     if "round" in values and int(values["round"]) != run.index:
         raise Difference(f"{run.where()}: {name} tells of round {values['round']}")
+    if name in EVENTS:
+        run.masks.follow(name, values, run.unstruck())
     handler = _HANDLERS.get(name)
     if handler is not None:
         handler(run, values)
@@ -221,6 +232,7 @@ def _struck(run: RunStory, values: Mapping[str, Any]) -> None:
 
 def _restarted(run: RunStory, values: Mapping[str, Any]) -> None:
     run.round = _Round(view=int(values["view"]))
+    run.masks.restarted()
 
 
 def _published(run: RunStory, values: Mapping[str, Any]) -> None:
@@ -283,6 +295,7 @@ def _closed(run: RunStory, values: Mapping[str, Any]) -> None:
         }
     )
     run.closed.append((run.checkpoint, submissions, checkpoint))
+    run.sums.append(run.masks.closed(run.index))
     run.checkpoint, run.seed = checkpoint, keccak256(run.seed + checkpoint)
     run.index, run.round = run.index + 1, _Round()
 
@@ -373,25 +386,68 @@ def _check_objects(store: Path) -> int:
     return count
 
 
+def _seen_again(
+    chain: Chain,
+    run: RunStory,
+    index: int,
+    base: Digest,
+    submissions: tuple[Submission, ...],
+    checkpoint: Digest,
+    store: Path,
+) -> RoundSeen | None:
+    """What doing a round's merge again showed; None where the store does not hold what it takes."""
+    left_out = run.left_out[index]
+    if run.masks.here is None:
+        merged = _merge_again(run, index, base, submissions, checkpoint, store)
+        if merged is None:
+            return None
+        return round_seen(run.number, index, submissions, merged.reports, left_out)
+    here = run.sums[index]
+    if here is None:
+        if checkpoint != base:
+            raise Difference(
+                f"run {run.number} ({run.name}) round {index}: no sum was opened, yet it changed something"
+            )
+        return round_seen(run.number, index, (), (), left_out, "no second sum of it was opened")
+    policy = _policy(run, store)
+    if policy is None:
+        return None
+    opened = open_again(chain, run.number, run.policy, policy, base, here, submissions, store)
+    if opened is None:
+        return None
+    _compare(run, index, opened.digest, checkpoint)
+    return round_seen(run.number, index, (), (), left_out, opened.refused)
+
+
+def _policy(run: RunStory, store: Path) -> Policy | None:
+    place = object_place(store, run.policy)
+    if not place.is_file():
+        return None
+    try:
+        return Policy.decode(place.read_bytes())
+    except ConfigError as error:
+        raise Difference(f"run {run.number} ({run.name}): its policy cannot be read: {error}") from error
+
+
+def _compare(run: RunStory, index: int, found: Digest, checkpoint: Digest) -> None:
+    if found != checkpoint:
+        raise Difference(
+            f"run {run.number} ({run.name}) round {index}: its updates merge to {short(found)}, "
+            f"but the round closed with {short(checkpoint)}"
+        )
+
+
 def _merge_again(
     run: RunStory, index: int, base: Digest, submissions: tuple[Submission, ...], checkpoint: Digest, store: Path
 ) -> Merged | None:
     """The merge if the store holds what it takes and it gives the checkpoint, None if the store does not."""
-    policy_place = object_place(store, run.policy)
     places = [object_place(store, digest) for digest in (base, *(s.digest for s in submissions))]
-    if not all(place.is_file() for place in (policy_place, *places)):
+    policy = _policy(run, store)
+    if policy is None or not all(place.is_file() for place in places):
         return None
-    try:
-        policy = Policy.decode(policy_place.read_bytes())
-    except ConfigError as error:
-        raise Difference(f"run {run.number} ({run.name}): its policy cannot be read: {error}") from error
     try:
         merged = merge(places[0], places[1:], [s.weight for s in submissions], policy, None)
     except ValueError as error:
         raise Difference(f"run {run.number} ({run.name}) round {index}: it cannot be merged: {error}") from error
-    if merged.digest != checkpoint:
-        raise Difference(
-            f"run {run.number} ({run.name}) round {index}: its updates merge to {short(merged.digest)}, "
-            f"but the round closed with {short(checkpoint)}"
-        )
+    _compare(run, index, merged.digest, checkpoint)
     return merged

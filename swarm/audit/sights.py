@@ -31,12 +31,16 @@ class RoundSeen:
     updates: tuple[UpdateSeen, ...]
     left_out: Mapping[str, str]
     """Members whose update was not merged, and why."""
+    unchanged: str = ""
+    """Why a blind round closed as it began; empty where it did not."""
 
     @property
     def lines(self) -> list[str]:
         """What a person should look at, a line each."""
         where = f"run {self.run} round {self.round}"
         found = [f"{where}: {member} was left out: {why}" for member, why in self.left_out.items()]
+        if self.unchanged:
+            found.append(f"{where}: it changed nothing: {self.unchanged}")
         return found + [
             f"{where}: the update of {update.member} stands out: {update.stands_out}"
             for update in self.updates
@@ -50,11 +54,13 @@ def round_seen(
     submissions: Sequence[Submission],
     reports: Sequence[UpdateReport],
     left_out: Mapping[Address, str],
+    unchanged: str = "",
 ) -> RoundSeen:
     """What one merge saw, members by their addresses."""
-    words = standing_out(reports)
+    strange = standing_out(reports)
     updates = tuple(
-        UpdateSeen(checksum(submission.member), submission.weight, seen, words.get(place, ""))
+        UpdateSeen(checksum(submission.member), submission.weight, seen, strange.get(place, ""))
         for place, (submission, seen) in enumerate(zip(submissions, reports, strict=True))
     )
-    return RoundSeen(run, round_, updates, {checksum(member): why for member, why in left_out.items()})
+    words = {checksum(member): why for member, why in left_out.items()}
+    return RoundSeen(run, round_, updates, words, unchanged)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import shutil
 import signal
@@ -27,6 +29,11 @@ from swarm.node.participation import Participation
 from swarm.store import Store
 
 logger = logging.getLogger(__name__)
+
+KEPT_BYTES = 32 << 20
+"""Free memory that is kept at the end of each arena."""
+ARENAS = 2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def open_node(
@@ -122,8 +129,23 @@ def run_node(path: Path, *, participation: type[Participation] = Participation, 
     swarm = load_swarm(site.swarm)
     identity = site.identity()
     check_site(site, swarm, identity)
+    _spare_memory()
     if rebuild:
         place = set_aside(site.folder / "ledger")
         if place is not None:
             logger.warning("the ledger of %s is set aside in %s and fetched again", site.name, place)
     asyncio.run(serve(site, swarm, identity, participation=participation))
+
+
+def _spare_memory() -> None:
+    """Let this process keep the memory that objects pass through, and not walk over its libraries again and again.
+
+    By default glibc gives the megabytes of every answer back to the kernel and takes them anew, page by page; and the
+    garbage collector looks at a million objects of the imported libraries, which live as long as the process, each time.
+    """
+    gc.collect()
+    gc.freeze()
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):  # glibc's; elsewhere the allocator decides
+        for option, value in ((_M_ARENA_MAX, ARENAS), (_M_MMAP_THRESHOLD, KEPT_BYTES), (_M_TRIM_THRESHOLD, KEPT_BYTES)):
+            allocator.mallopt(option, value)

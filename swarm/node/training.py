@@ -140,12 +140,12 @@ class Training:
             await asyncio.to_thread(check_update, base, path, effort.policy)
         except ValueError as error:
             raise ConfigError(f"the update does not fit run {run} ({effort.run.name}): {error}") from error
-        if effort.veil is not None:
-            if effort.veil.state.round != round_:
+        if effort.run.blind:
+            if effort.veil is None or effort.veil.state.round != round_:
                 return ZERO_DIGEST, False
             # What is not masked is never in the store, from which others read.
             await asyncio.to_thread(self._work.masking.take, effort.run, effort.veil, path, weight)
-            digest = ZERO_DIGEST
+            digest, weight = ZERO_DIGEST, 0
         else:
             digest = await asyncio.to_thread(functools.partial(self._store.put_file, path, share=True))
         effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))

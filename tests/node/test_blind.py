@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from swarm.blind import Confirm, GiveShares, HaveMasks, MaskDuty, MaskState, MaskTerms, RevealMask, Stage
-from swarm.encoding import Address, Digest
+from swarm.config import Policy
+from swarm.encoding import Address, Digest, keccak256
 from swarm.ledger.client import Run
 from swarm.merge.blind.blob import blob_of
 from swarm.node.masking import Masking, Veil
 from swarm.node.participation import Participation
-from swarm.rounds import RoundState
+from swarm.rounds import Duty, Have, Publish, RoundState, Submit
 from tests.node.hospitals import Hospitals
 from tests.node.veiled import BlindPlan, Veiled, play
 
@@ -131,6 +132,18 @@ def lying(kind: type[Masking]) -> type[Participation]:
     return Liar
 
 
+def careless(kind: type[Masking]) -> type[Participation]:
+    """The same, and it submits although nobody holds its vector."""
+
+    class Liar(Participation):
+        masks_with = kind
+
+        async def _give_custody(self, duty: Submit) -> None:
+            return
+
+    return Liar
+
+
 @pytest.mark.parametrize(
     ("kind", "survivors", "event"),
     [
@@ -147,3 +160,79 @@ def test_a_liar_changes_nothing_but_whose_updates_are_in_the_sum(
     assert ended.sums == [survivors] * 2
     assert ended.events(event)
     assert all(closed.changed for closed in ended.world.closed)
+
+
+class _Withholding(Masking):
+    """Submits a digest of which nobody ever sees the bytes, in the first attempt."""
+
+    def masked(self, run: Run, veil: Veil) -> Digest | None:
+        if veil.state.attempt > 1 or super().masked(run, veil) is None:
+            return super().masked(run, veil)
+        return keccak256(b"nobody has it")
+
+
+def test_a_vector_that_never_comes_costs_an_attempt_and_no_secret() -> None:
+    ended = play(BlindPlan(seed=4, members=4, rounds=2), liars={3: careless(_Withholding)})
+    assert len(ended.events("RoundRestarted")) == 1
+    assert {found["attempt"] for found in ended.events("Revealed") if found["round"] == 0} == {2}
+    assert all(closed.changed for closed in ended.world.closed)
+
+
+class _Mum(Participation):
+    """Leads nowhere: it does not publish in round 0 until the round starts again."""
+
+    def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
+        owed = super()._owed(state, have, now_s, policy)
+        quiet = state.round == 0 and state.view < 8
+        return frozenset(duty for duty in owed if not (quiet and isinstance(duty, Publish)))
+
+
+def test_a_round_whose_sum_may_be_known_and_that_starts_again_closes_as_it_began() -> None:
+    """The difference of two sums over the same updates would be somebody's update."""
+    ended = play(BlindPlan(seed=5, members=4, rounds=2), liars=dict.fromkeys(range(4), _Mum))
+    assert ended.events("RoundSpent")
+    assert [closed.changed for closed in ended.world.closed] == [False, True]
+    assert {found["attempt"] for found in ended.events("Revealed")} == {1, 2}
+    assert {found["round"] for found in ended.events("AttemptOpened") if found["attempt"] > 1} == {1}
+
+
+def test_a_disk_that_was_restored_takes_new_keys_and_sits_the_round_out() -> None:
+    """R4: between its submission and the end of the round a site goes back to a backup without its log."""
+    done: list[str] = []
+
+    async def upon(world: Veiled, name: str, found: Mapping[str, Any]) -> None:
+        site = world.founders[1]
+        if name != "Submitted" or found["round"] != 1 or found["member"] != site.identity.address or done:
+            return
+        done.append(site.name)
+        await site.kill()
+        for place in (site.folder / "blind").glob("1-*.json"):
+            place.unlink()
+        await site.start()
+
+    ended = play(BlindPlan(seed=6, members=4, rounds=4), upon=upon)
+    keys = [found["number"] for found in ended.events("KeySet") if found["member"] == ended.world.address(1)]
+    assert keys == [1, 2]
+    told = {found["round"] for found in ended.events("Revealed") if found["member"] == ended.world.address(1)}
+    assert 1 not in told
+    assert 3 in told
+    assert ended.sums[1] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_some_vanish_before_the_sum_and_others_are_silent_in_it(seed: int) -> None:
+    """Seven members, five open anything: one joins and is gone, one submits and is gone."""
+
+    async def upon(world: Veiled, name: str, found: Mapping[str, Any]) -> None:
+        gone, silent = world.founders[seed], world.founders[6 - seed % 3]
+        if name == "AttemptFrozen" and found["round"] == 1:
+            gone.gone = True
+            await gone.kill()
+        if name == "Submitted" and found["round"] == 1 and found["member"] == silent.identity.address:
+            silent.gone = True
+            await silent.kill()
+
+    ended = play(BlindPlan(seed=seed, members=7, rounds=2), upon=upon)
+    assert ended.sums == [7, 6]
+    assert any(found["seeds"] for found in ended.events("SharesRevealed"))

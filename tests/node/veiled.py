@@ -1,4 +1,4 @@
-"""Blind rounds in virtual time, with real nodes on the simulator's clock and network: for tests of what may befall them.
+"""Blind rounds in virtual time: real nodes on the simulator's clock and network, for tests of what may befall them.
 
 What a round closes with is held against the mean of the plain updates, which only this file knows.
 """
@@ -19,10 +19,12 @@ import numpy as np
 from sim.adversaries import Behaviour
 from sim.loop import VirtualLoop
 from sim.observer import Observer, Violation
+from sim.people import ledger_of
 from sim.plan import Plan
 from sim.site import Site
 from sim.training import File, first_checkpoint
 from sim.world import World
+from swarm.audit.retell import retell
 from swarm.config import Policy
 from swarm.encoding import Address, Digest, keccak256, short
 from swarm.ledger.abi import interface
@@ -144,7 +146,8 @@ class Veiled(World):
         """Told about every event, once."""
         for number, kind in (liars or {}).items():
             self.founders[number]._behaviour = Behaviour(participation=kind)
-            self.founders[number].dishonest = True
+            # Where all make the same mistake, all are waited for.
+            self.founders[number].dishonest = len(liars or {}) < plan.members
         names = {site.identity.address: site.name for site in self.sites}
         self.observer = BlindObserver(
             self,
@@ -162,6 +165,10 @@ class Veiled(World):
     def site(self, address: Address) -> Site:
         """The site of a member."""
         return next(site for site in self.sites if site.identity.address == address)
+
+    def address(self, number: int) -> Address:
+        """The address of a site by its number."""
+        return self.founders[number].identity.address
 
     async def _live(self) -> None:
         for site in self.founders:
@@ -232,6 +239,17 @@ class Veiled(World):
             base = merged
         for site in self.sites:
             _check_kept(site, [file for file, _ in self.plain.values()])
+        self._audit()
+
+    def _audit(self) -> None:
+        """An auditor finds the same, and opens every sum again that a site has the vectors of."""
+        again = set[int]()
+        for site in self.founders:
+            if site.node is not None:
+                seen = retell(ledger_of(site.node), site.folder / "objects", lambda done, of: None).seen
+                again |= {one.round for one in seen}
+        if again != {closed.round for closed in self.closed}:
+            raise Violation(f"of {len(self.closed)} rounds an auditor did {sorted(again)} again")
 
 
 def small_update(chance: random.Random, round_: int) -> File:
