@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sim.study import arms
 from sim.study.experiment import Scenario
-from sim.study.recipes import Recipe, load_recipe, sites_of
+from sim.study.recipes import Recipe, Site, load_recipe, sites_of
 from sim.study.scenario import placed
 from sim.study.study import one_thread
 from swarm.config import Policy
@@ -62,12 +62,21 @@ def policies_of(recipe: Recipe, *, rounds: int, interval: int, personal: Sequenc
     return found
 
 
-def play(seed: int, *, folder: Path, scenario: Scenario, policies: Mapping[str, Policy]) -> list[Found]:
-    """Every policy with one seed."""
+def rows_of(folder: Path, scenario: Scenario) -> tuple[Recipe, list[Site]]:
+    """A recipe, and its sites in a scenario.
+
+    Raises:
+        ConfigError: the recipe has no classes, its data are missing, or the scenario cannot be.
+    """
     recipe = load_recipe(folder)
     if recipe.KIND == "survival":
         raise ConfigError(f"{folder} is about survival; an accuracy needs classes")
-    sites = placed(sites_of(recipe), scenario, recipe.KIND)
+    return recipe, placed(sites_of(recipe), scenario, recipe.KIND)
+
+
+def play(seed: int, *, folder: Path, scenario: Scenario, policies: Mapping[str, Policy]) -> list[Found]:
+    """Every policy with one seed; errors as `rows_of`."""
+    recipe, sites = rows_of(folder, scenario)
     every_x, every_y = (torch.cat([getattr(site.test, key) for site in sites]) for key in ("x", "y"))
     found = []
     with one_thread():
@@ -122,7 +131,10 @@ def main(arguments: list[str]) -> int:
     if given.seeds < 1:
         parser.error("--seeds is 1 or more")
     scenario = Scenario() if given.alpha is None else Scenario("dirichlet", sites=given.sites, alpha=given.alpha)
-    recipe = load_recipe(given.recipe)
+    try:
+        recipe, _ = rows_of(given.recipe, scenario)
+    except ConfigError as error:
+        parser.error(str(error))
     policies = policies_of(recipe, rounds=given.rounds, interval=given.interval, personal=given.personal)
     work = partial(play, folder=given.recipe, scenario=scenario, policies=policies)
     found: list[Found] = []

@@ -41,6 +41,17 @@ def test_a_recipe_without_classes_is_refused(tmp_path: Path) -> None:
         play(0, folder=tmp_path, scenario=Scenario(), policies={})
 
 
-def test_the_command_needs_a_seed() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([str(HEART), "--seeds", "0"], "--seeds is 1 or more"),
+        (["nowhere"], "nowhere/recipe.py is missing"),
+        ([str(HEART), "--alpha", "0.01", "--sites", "900"], "has no training rows"),
+    ],
+)
+def test_what_cannot_be_played_is_said_before_it_begins(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main([str(HEART), "--seeds", "0"])
+        main(arguments)
+    assert words in capsys.readouterr().err
