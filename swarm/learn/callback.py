@@ -133,8 +133,9 @@ class SwarmCallback:
         Raises:
             ConfigError: a gradient is sparse.
         """
-        if self._here() and self._seat.policy.corrects_steps:
-            self._at_work().correct()
+        part = self._at_work()
+        if part.policy.corrects_steps:
+            part.correct()
 
     def on_batch_end(self, samples: int, loss: float | None = None) -> bool:
         """Count one batch; at the agreed interval, exchange. True when the model now holds a new checkpoint.
