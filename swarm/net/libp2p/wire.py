@@ -20,6 +20,8 @@ WRITE_BYTES = 128 << 10
 UNSENT_MAX_BYTES = 256 << 10
 """What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
 BBR = b"bbr"
+LONG_S = 0.01
+"""A round trip from which on a lost packet costs speed; on shorter ones BBR costs CPU (0.2 s/GB) and helps nothing."""
 SILENCES_MAX = 3
 """Intervals without a byte until the connection is given up; a ping goes out after each."""
 
@@ -76,6 +78,8 @@ class Wire(asyncio.BufferedProtocol):
         self._traffic: Traffic | None = None
         self._pinged_s: float | None = None
         self._pongs = 0
+        self._long = False
+        """The line is long, and its socket was told to endure loss."""
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._paused = False
@@ -103,8 +107,6 @@ class Wire(asyncio.BufferedProtocol):
         wire: socket.socket | None = transport.get_extra_info("socket")
         if wire is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
             wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX_BYTES)
-        if wire is not None:
-            endure_loss(wire)
         self._timer = loop.call_later(self._ping_s, self._interval)
         self.flush()
 
@@ -224,8 +226,12 @@ class Wire(asyncio.BufferedProtocol):
 
     def _note_pong(self) -> None:
         if self._pinged_s is not None and self.connection.pongs > self._pongs:
+            round_trip_s = asyncio.get_running_loop().time() - self._pinged_s
             if self._traffic is not None:
-                self._traffic.round_trip_s = asyncio.get_running_loop().time() - self._pinged_s
+                self._traffic.round_trip_s = round_trip_s
+            wire = None if self._transport is None else self._transport.get_extra_info("socket")
+            if wire is not None and round_trip_s > LONG_S and not self._long:
+                self._long = endure_loss(wire)
             self._pinged_s = None
 
     def _flush_now(self) -> None:
