@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from swarm.config.toml import ENDPOINT_BYTES_MAX, MEMBERS_MAX, name_of, only, read, table_of, value_of, whole
 from swarm.encoding import ZERO_ADDRESS, Address, from_hex
 from swarm.errors import ConfigError
-from swarm.identity import address_of_peer_id, checksum
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,8 @@ def load_swarm(path: Path) -> SwarmConfig:
         values = [getattr(member, key) for member in members]
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
+            from swarm.identity import checksum
+
             shown = checksum(twice) if isinstance(twice, bytes) else twice
             raise ConfigError(f"{path}: two members have the {key} {shown}; each has its own")
     hot = {member.address for member in members}
@@ -195,6 +196,8 @@ def _member(entry: object, path: Path) -> MemberConfig:
 
 def check_endpoint(endpoint: str, address: Address, where: str) -> None:
     """ConfigError unless the multiaddr ends in the PeerID of `address`."""
+    from swarm.identity import address_of_peer_id, checksum
+
     head, mark, peer_id = endpoint.rpartition("/p2p/")
     if not mark or not head.startswith("/"):
         raise ConfigError(f"{where} is {endpoint!r}; it has the form /ip4/1.2.3.4/tcp/4101/p2p/PEERID")

@@ -1,4 +1,7 @@
-"""`sites/NAME.toml`: what one site decided for its own node."""
+"""`sites/NAME.toml`: what one site decided for its own node.
+
+Keys are loaded where they are needed: their libraries take half a second, and a training process has none.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swarm.config.consortium import MemberConfig, SwarmConfig, check_url
 from swarm.config.proxy import Proxy, proxy_of
 from swarm.config.toml import only, read, table_of, value_of, whole
 from swarm.encoding import sha256
 from swarm.errors import ConfigError
-from swarm.identity import Identity, checksum, load_keystore
+
+if TYPE_CHECKING:
+    from swarm.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class SiteConfig:
 
     def identity(self) -> Identity:
         """The node's key, unlocked."""
+        from swarm.identity import load_keystore
+
         return load_keystore(self.keystore, _password(self.password_file, "SWARM_PASSWORD", self.path))
 
     def operator(self) -> Identity:
@@ -105,6 +112,8 @@ class SiteConfig:
         if self.operator_keystore is None:
             raise ConfigError(f"{self.path}: votes are signed by the operator; name `operator_keystore` here")
         password = _password(self.operator_password_file, "SWARM_OPERATOR_PASSWORD", self.path)
+        from swarm.identity import load_keystore
+
         return load_keystore(self.operator_keystore, password)
 
 
@@ -209,6 +218,8 @@ def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Memb
     Raises:
         ConfigError: the site's name stands in `swarm.toml` with another key.
     """
+    from swarm.identity import checksum
+
     for member in swarm.members:
         if member.name == site.name and member.address != identity.address:
             raise ConfigError(

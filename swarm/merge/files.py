@@ -102,16 +102,18 @@ def merge_chunks(
 
 
 def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
-    """What a merge would see of this update; its share is 1.
+    """What a merge would see of this update; its share is 1, and its direction is compared with none.
+
+    The base's header is read and nothing else of it: nothing is added up.
 
     Raises:
         BadUpdate: no merge under this policy takes it, and why.
-        ValueError: the base is not a canonical, finite checkpoint.
+        ValueError: the base is not a canonical checkpoint.
         StorageError: the disk would not give the bytes.
     """
     alone = replace(policy, merge="sum" if policy.merge == "sum" else "mean", server="none")
     with _Job(base, [update], [1], alone, 1) as job:
-        job.run(range(chunk_count(job.size_bytes)), 1, None)
+        job.look(range(chunk_count(job.size_bytes)))
         return job.reports()[0]
 
 
@@ -169,16 +171,22 @@ class _Job:
 
     def run(self, chunks: Sequence[int], threads: int, target: int | None) -> list[Digest]:
         """Merge these chunks and write them to `target`; their leaves, in the same order."""
-        found = in_threads(
-            chunks,
-            threads,
-            lambda: _Bench(self._plan, len(self._updates), self._server),
-            lambda bench, chunk: self._chunk(bench, chunk, target),
-        )
-        for chunk, (_, seen) in zip(chunks, found, strict=True):
+        found = in_threads(chunks, threads, self._bench, lambda bench, chunk: self._chunk(bench, chunk, target))
+        self._note(chunks, [seen for _, seen in found])
+        return [digest for digest, _ in found]
+
+    def look(self, chunks: Sequence[int]) -> None:
+        """Only see what these chunks of the updates hold."""
+        bench = self._bench()
+        self._note(chunks, [self._look(bench, chunk) for chunk in chunks])
+
+    def _bench(self) -> _Bench:
+        return _Bench(self._plan, len(self._updates), self._server)
+
+    def _note(self, chunks: Sequence[int], found: list[list[Seen]]) -> None:
+        for chunk, seen in zip(chunks, found, strict=True):
             self._squares[chunk] = [part.squares for part in seen]
             self._clipped = [before + part.clipped for before, part in zip(self._clipped, seen, strict=True)]
-        return [digest for digest, _ in found]
 
     def squares(self) -> tuple[int, ...]:
         """The updates' squared lengths: a pass over their float coordinates."""
@@ -216,14 +224,7 @@ class _Job:
         out[: len(header)] = np.frombuffer(header, np.uint8)
         total = [Seen()] * len(self._updates)
         for piece in self.layout.pieces(start, stop, self._plan.block):
-            block = bench.floats if piece.is_float else bench.integers
-            block.start(piece.count)
-            for row in range(len(self._updates)):
-                with self._blamed(row, piece):
-                    seen = block.add(row, self._update(row, piece, bench.read), piece.model_dtype)
-                    self._check_range(seen)
-                if piece.kind == MODEL:
-                    total[row] += seen
+            self._take(bench, piece, total)
             place = out[piece.place - start : piece.stop - start]
             if not piece.is_float:
                 bench.integers.finish(self._of_base(piece, MODEL, bench.read), piece.dtype, place)
@@ -239,6 +240,24 @@ class _Job:
         if target is not None:
             write_at(target, out.data, start)
         return leaf(out.data), total
+
+    def _look(self, bench: _Bench, chunk: int) -> list[Seen]:
+        """What was seen of each update in one chunk."""
+        start, total = chunk * CHUNK_BYTES, [Seen()] * len(self._updates)
+        for piece in self.layout.pieces(start, start + CHUNK_BYTES, self._plan.block):
+            self._take(bench, piece, total)
+        return total
+
+    def _take(self, bench: _Bench, piece: Segment, total: list[Seen]) -> None:
+        """Add up the updates' elements of a piece; what was seen of each is added to `total`."""
+        block = bench.floats if piece.is_float else bench.integers
+        block.start(piece.count)
+        for row in range(len(self._updates)):
+            with self._blamed(row, piece):
+                seen = block.add(row, self._update(row, piece, bench.read), piece.model_dtype)
+                self._check_range(seen)
+            if piece.kind == MODEL:
+                total[row] += seen
 
     def _compare(self, bench: _Bench, piece: Segment, change: Float64s, chunk: int) -> None:
         """Note each update's products with the merged one."""

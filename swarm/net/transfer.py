@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 PROTOCOL = "/swarm/object/1"
 
-RANGE_MAX = 8
-"""Chunks in one answer."""
+RANGE_MAX = 4
+"""Chunks in one answer: a source and its asker hold two each, and a line of 1 Gbit/s over 60 ms is kept busy."""
 INLINE_MAX_BYTES = 256 << 10
 """An object this small comes with its description, and is hashed on the loop: a thread would take longer."""
 WORKERS_MAX = 4
-"""Answers under way for one object: enough to keep a line busy, few enough to bound memory (32 MiB)."""
+"""Answers under way for one object: enough to keep a line busy, few enough to bound memory (16 MiB)."""
 DESCRIBE_S = 20.0
 HEDGE_S = 1.0
 """Without a description after this long the next source is asked as well."""

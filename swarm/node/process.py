@@ -138,10 +138,10 @@ def run_node(path: Path, *, participation: type[Participation] = Participation, 
 
 
 def _spare_memory() -> None:
-    """Let this process keep the memory that objects pass through, and not walk over its libraries again and again.
+    """Let this process keep the memory that objects pass through, and not walk over its libraries each time.
 
     By default glibc gives the megabytes of every answer back to the kernel and takes them anew, page by page; and the
-    garbage collector looks at a million objects of the imported libraries, which live as long as the process, each time.
+    garbage collector looks at a million objects of the imported libraries each time, which live as long as the process.
     """
     gc.collect()
     gc.freeze()
