@@ -82,7 +82,8 @@ class Study:
         correct: Callable[[], None] = lambda: None,
     ) -> int:
         """So many batches, pass after pass; how many rows they had. `correct` comes before each step."""
-        torch.manual_seed(order)  # of dropout
+        # Of dropout. torch.manual_seed would note a stack for each kind of device that is not there, and keep it.
+        torch.default_generator.manual_seed(order)
         chance = torch.Generator().manual_seed(order)
         optimizer = self.recipe.new_optimizer(model)
         model.train()
