@@ -186,7 +186,7 @@ class Keeper:
             traffic = self._meter.of(peer.address)
             traffic.dials_failed += 1
             traffic.last_failure = f"{where}: {wire.reason}"
-            logger.debug("dialling %s at %s failed: %s", short(peer.address), where, wire.reason)
+            logger.debug("dialling %s failed: %s: %s", short(peer.address), where, wire.reason)
         return ready
 
     def _relays_for(self, peer: Peer) -> list[Wire]:

@@ -197,7 +197,7 @@ class _Circuit:
 
     def refuse(self, status: Status, reason: str) -> None:
         """Tell the initiator that nothing comes of it."""
-        logger.debug("no circuit from %s to %s: %s", short(self.initiator), short(self.target), reason)
+        logger.debug("no circuit for %s: %s", short(self.initiator), reason)
         self._answer(Message(HopKind.STATUS, status=status))
         self._leave()
 
@@ -218,7 +218,7 @@ class _Circuit:
         status = self.relay.refusal(self.initiator, target)
         way = self.relay.way(target)
         if status is not Status.OK or way is None:
-            self.refuse(status, f"refused with {status.name}")
+            self.refuse(status, f"{status.name} for {short(target)}")
             return
         self.target = target
         self._far.pipe = way.open_pipe(STOP, self._far)
