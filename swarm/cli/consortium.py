@@ -18,14 +18,17 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.config import MEMBERS_MAX, MemberConfig, load_site, load_swarm
+from swarm.config import MEMBERS_MAX, MemberConfig, load_policy, load_site, load_swarm
 from swarm.errors import ConfigError, StorageError
 from swarm.identity import SCRYPT_N_RANDOM, Identity, checksum, save_keystore
+from swarm.rounds import submissions_needed
 
 BASE_PORT = 4101
 RPC_APART = 8545 - BASE_PORT
 """A node's JSON-RPC has Ethereum's usual port where the node has ours, and as many nodes as here have their own."""
 PORT_MAX = 65535
+BLIND_MEMBERS_MIN = 4
+"""From so many members on a new policy is blind."""
 LOOPBACK = "127.0.0.1"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,47}")
@@ -185,6 +188,9 @@ def _fill(
     write_keys(folder / "keys", keys, progress=progress)
     for place in members:
         load_site(folder / "sites" / f"{place.name}.toml")
+    if example is None:
+        (folder / "policy.toml").write_text(policy_toml(name, len(members)))
+        load_policy(folder / "policy.toml")
     (folder / "WHO-GETS-WHAT.txt").write_text(_who_gets_what(name, members, example))
 
 
@@ -269,6 +275,37 @@ def write_site(folder: Path, place: Place) -> Path:
     return path
 
 
+def policy_toml(name: str, members: int) -> str:
+    """A policy to start from: blind where there are enough members for a sum to hide one."""
+    needed = submissions_needed(members)
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:64] or "run"
+    if members >= BLIND_MEMBERS_MIN:
+        kind = (
+            'merge = "mean"\n'
+            "# Updates and sample counts leave a hospital masked; nobody learns more than their sum.\n"
+            "blind = true\n"
+            f"submissions_min = {max(needed, 3)}  # with fewer, no sum is opened\n"
+        )
+    else:
+        kind = (
+            'merge = "norm_bounded_mean"  # no update is longer than the median of the round\'s updates\n'
+            f"# Every member sees every other member's update: a sum of {members} would hide little of each.\n"
+            "blind = false\n"
+            f"submissions_min = {max(needed, min(2, members))}\n"
+        )
+    return (
+        "# The draft of a run: `swarm run propose SITE.toml policy.toml --model GENESIS.safetensors`.\n"
+        "[run]\n"
+        f"name = {_text(plain)}\n"
+        "rounds = 20\n"
+        "sync_interval = 100  # local batches between two rounds\n"
+        f"{kind}"
+        "submit_s = 60.0  # how long the others are waited for\n"
+        "merge_s = 30.0\n"
+        "attest_s = 30.0\n"
+    )
+
+
 def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
@@ -280,7 +317,9 @@ def _who_gets_what(name: str, members: Sequence[Place], example: Path | None) ->
         "Everybody, the same bytes; nothing in it is secret:",
         "  swarm.toml",
     ]
-    if example is not None:
+    if example is None:
+        lines.append("  policy.toml, the draft of a run's policy")
+    else:
         lines.append(f"  the training program and the policies (from the example {example.name!r});")
         lines.append("  of data/ each hospital keeps its own file only")
     for place in members:

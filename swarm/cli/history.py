@@ -31,6 +31,16 @@ class RoundHistory:
     """Parts of 256 that a member verified; who is not named here and attested verified all."""
     false_accusers: list[str] = field(default_factory=list)
     """Who refused the checkpoint that the round closed with."""
+    masked: dict[int, str] = field(default_factory=dict)
+    """Of a blind round: who joined with masks, by seat."""
+    unsummed: list[str] = field(default_factory=list)
+    """Who joined and is not in the sum."""
+    silent: list[str] = field(default_factory=list)
+    """Who is in the sum and has not opened its mask."""
+    spent: bool = False
+    """A sum of the round may be known."""
+    sum_closed_off: bool = False
+    """That was before the round started again: it changes nothing."""
     absent: list[str] = field(default_factory=list)
     """Who had joined the run and had not submitted when the merge began."""
 
@@ -102,6 +112,19 @@ def _tell(here: RoundHistory, event: Event, name: Callable[[Address], str]) -> N
             here.struck.append(name(args["member"]))
         case "RoundRestarted":
             here.submissions, here.struck, here.attestations, here.checkpoint = [], [], [], ""
+            here.masked, here.unsummed, here.silent, here.sum_closed_off = {}, [], [], here.spent
+        case "AttemptOpened":
+            here.masked, here.unsummed, here.silent = {}, [], []
+        case "MasksJoined":
+            here.masked[int(args["seat"])] = name(args["member"])
+        case "SurvivorsFixed":
+            inside = {seat: bool(int(args["survivors"]) >> seat & 1) for seat in here.masked}
+            here.unsummed = [member for seat, member in here.masked.items() if not inside[seat]]
+            here.silent = [member for seat, member in here.masked.items() if inside[seat]]
+        case "Revealed":
+            here.silent = [member for member in here.silent if member != name(args["member"])]
+        case "RoundSpent":
+            here.spent = True
         case "RoundClosed":
             here.closed = True
         case _:

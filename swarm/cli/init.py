@@ -13,6 +13,7 @@ from rich.progress import Progress
 from swarm.cli import screen
 from swarm.cli.consortium import (
     BASE_PORT,
+    BLIND_MEMBERS_MIN,
     PORT_MAX,
     Keys,
     member_table,
@@ -71,6 +72,11 @@ def init(
     screen.out.print(
         f"{len(written)} members in {screen.here(folder)}: read {screen.here(folder / 'WHO-GETS-WHAT.txt')}"
     )
+    if source is None and len(asked) < BLIND_MEMBERS_MIN:
+        screen.err.print(
+            f"[yellow]look[/]: with {len(asked)} members policy.toml is not blind: every member sees every other's "
+            "update, and a sum of so few would hide little of each; from four members on it is"
+        )
     screen.out.print(f"next: swarm node {screen.here(written[0])}")
 
 

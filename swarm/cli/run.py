@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from swarm.blind import SURVIVORS_MIN
 from swarm.cli import screen, sights
 from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
@@ -49,16 +50,25 @@ def propose(
 
 async def _propose(site: SiteConfig, policy: Policy, model: Path) -> int:
     async with contracts_of(site) as contracts:
-        await _check_collusion(contracts, policy.submissions_min)
+        await _check_collusion(contracts, policy.submissions_min, blind=policy.blind)
         _check_start(model, policy)
         genesis = await hand_over(site, policy, model)
         receipt = await operate(site, contracts, contracts.propose(policy, genesis))
         return int(receipt.first("RunProposed").args["run"])
 
 
-async def _check_collusion(contracts: Contracts, submissions_min: int) -> None:
-    """ConfigError if the members that may lie could close a round of this run among themselves."""
+async def _check_collusion(contracts: Contracts, submissions_min: int, *, blind: bool) -> None:
+    """ConfigError if the members that may lie could close a round of this run, or open a sum, among themselves."""
     members = len(await contracts.members())
+    if blind and members < SURVIVORS_MIN:
+        raise ConfigError(
+            f"blind = true with {members} members: a sum of two tells each of them the other's update; leave `blind` "
+            "out, and every member sees every update, or wait for a third member"
+        )
+    if blind and members == SURVIVORS_MIN:
+        screen.err.print(
+            "[yellow]look[/]: a sum of three hides little: two who put their updates together know the third's"
+        )
     needed = submissions_needed(members)
     if submissions_min < needed:
         raise ConfigError(
@@ -117,7 +127,7 @@ def approve(site: SitePath, run: RunName) -> None:
     async def work() -> Run:
         async with contracts_of(settings) as contracts:
             found = await named_run(contracts, run)
-            await _check_collusion(contracts, found.submissions_min)
+            await _check_collusion(contracts, found.submissions_min, blind=found.blind)
             await operate(settings, contracts, contracts.approve(found.id))
             return await contracts.run(found.id)
 
@@ -254,12 +264,16 @@ def _row(one: RoundHistory) -> list[str]:
     trouble += [f"{member} struck" for member in one.struck]
     trouble += [f"{member} came late or not at all" for member in one.absent]
     trouble += [f"{member} accused falsely" for member in one.false_accusers]
+    trouble += [f"{member} joined with masks and is not in the sum" for member in one.unsummed]
+    trouble += [f"{member} did not open its mask; shares of the others did" for member in one.silent]
+    if one.sum_closed_off:
+        trouble.append("it started again after its sum was opened, and changed nothing")
     return [
         str(one.round),
         one.leader or "-",
         str(one.view),
         short(from_hex(one.checkpoint)) if one.checkpoint else "-",
-        ", ".join(f"{s['name']} ({s['weight']})" for s in one.submissions) or "-",
+        ", ".join(f"{s['name']} ({s['weight'] or 'masked'})" for s in one.submissions) or "-",
         str(len(one.attestations)),
         "; ".join(trouble),
     ]

@@ -34,7 +34,15 @@ def merges_of(rounds: Sequence[dict[str, Any]], name: Callable[[Address], str]) 
             for place, update in enumerate(updates)
         ]
         unusable = {name(from_hex(who, size=20)): reason for who, reason in one.get("unusable", {}).items()}
-        found.append({"round": one["round"], "merged": one.get("merged", ""), "updates": told, "unusable": unusable})
+        found.append(
+            {
+                "round": one["round"],
+                "merged": one.get("merged", ""),
+                "updates": told,
+                "unusable": unusable,
+                "sum": one.get("sum"),
+            }
+        )
     return found
 
 
@@ -57,6 +65,9 @@ def warnings_of(merges: Sequence[dict[str, Any]]) -> list[str]:
     found = []
     for one in merges:
         found += [f"round {one['round']}: no merge takes {who}'s update: {why}" for who, why in one["unusable"].items()]
+        if one.get("sum") and one["sum"]["refused"]:
+            found.append(f"round {one['round']}: the sum is none of honest updates, and changed nothing: "
+                         f"{one['sum']['refused']}")  # fmt: skip
         found += [
             f"round {one['round']}: {update['name']}'s update stands out: {update['stands_out']}"
             for update in one["updates"]

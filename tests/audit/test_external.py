@@ -59,7 +59,7 @@ async def told() -> AsyncIterator[tuple[Liar, SwarmConfig]]:
         for member in MEMBERS[:4]:
             if member.address != state.leader and await contracts.closed_round(1, 0) is None:
                 await send(member, contracts.attest(1, 0, state.view, keccak256(b"merged")))
-        external = ExternalConfig(anvil.url, places.consortium, places.runs, places.block)
+        external = ExternalConfig(anvil.url, places.consortium, places.runs, places.blind, places.block)
         yield link, dataclasses.replace(config, external=external)
         await link.disconnect()
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from swarm.cli.consortium import places_of, write_consortium
+from swarm.cli.consortium import places_of, policy_toml, write_consortium
 from swarm.config import check_site, load_policy, load_site, load_swarm
 from swarm.errors import ConfigError, StorageError
+from swarm.rounds import submissions_needed
 
 from .conftest import Swarm
 
@@ -177,3 +178,12 @@ def test_a_consortium_on_somebody_elses_chain_names_it(tmp_path: Path) -> None:
         write_consortium(
             tmp_path / "no", name="x", members=places_of(["a"], base_port=0), endpoint="ftp://chain.example"
         )
+
+
+@pytest.mark.parametrize(("names", "blind"), [("a,b,c", False), ("a,b,c,d", True), ("a,b,c,d,e,f,g", True)])
+def test_a_new_policy_is_blind_where_a_sum_can_hide_one(tmp_path: Path, names: str, blind: bool) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(policy_toml("Two words", len(names.split(","))))
+    found = load_policy(policy)
+    assert (found.blind, found.name) == (blind, "Two-words")
+    assert found.submissions_min >= submissions_needed(len(names.split(",")))

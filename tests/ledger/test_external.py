@@ -44,7 +44,9 @@ ACCOUNTS = [one.address for one in (*MEMBERS, *OPERATORS)]
 def settings(url: str, places: Places | None = None, *, confirmations: int = 0) -> SwarmConfig:
     external = ExternalConfig(url, confirmations=confirmations)
     if places is not None:
-        external = dataclasses.replace(external, consortium=places.consortium, runs=places.runs, block=places.block)
+        external = dataclasses.replace(
+            external, consortium=places.consortium, runs=places.runs, blind=places.blind, block=places.block
+        )
     return dataclasses.replace(world.config(chain_id=CHAIN), external=external)
 
 
@@ -70,7 +72,14 @@ async def deployed(anvil: Anvil, link: Connection) -> tuple[Places, Contracts]:
 
 
 def contracts_at(link: Any, places: Places) -> Contracts:
-    return Contracts(AsyncWeb3(link), consortium=places.consortium, runs=places.runs, since=places.block, free=False)
+    return Contracts(
+        AsyncWeb3(link),
+        consortium=places.consortium,
+        runs=places.runs,
+        blind=places.blind,
+        since=places.block,
+        free=False,
+    )
 
 
 class Deep:
