@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from swarm.config import RelayConfig
 from swarm.encoding import from_hex
 from swarm.errors import UnavailableError
 from swarm.net.libp2p import Libp2pTransport
@@ -23,7 +24,8 @@ from tests.net.kit import identity
 
 async def carry(plan: dict[str, Any]) -> None:
     store = Store(Path(plan["folder"]), 4 << 30, durable=False)
-    transport = Libp2pTransport(identity(plan["number"]), plan["listen"], ping_s=2.0)
+    relay = RelayConfig() if plan["relays"] else None
+    transport = Libp2pTransport(identity(plan["number"]), plan["listen"], ping_s=2.0, relay=relay)
     serve_objects(transport, store, lambda member, digest: True)
     await transport.start()
     transport.set_members({identity(int(n)).address: endpoint for n, endpoint in plan["members"].items()})

@@ -26,9 +26,9 @@ def endpoint(internet: Internet, name: str, number: int) -> str:
 
 @contextmanager
 def carriers(
-    internet: Internet, folder: Path, held: dict[str, bytes], wanted: dict[str, list[str]]
+    internet: Internet, folder: Path, held: dict[str, bytes], wanted: dict[str, list[str]], relays: str = ""
 ) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """A process for every site; `held` names what a store holds, `wanted` from whom a site pulls that."""
+    """A process for every site; `held` names what a store holds, `wanted` from whom a site pulls that; one relays."""
     numbers = {name: index for index, name in enumerate(internet.names, 1)}
     members = {number: endpoint(internet, name, number) for name, number in numbers.items()}
     digests = {name: Store(folder / name, 4 << 30, durable=False).put(data) for name, data in held.items()}
@@ -45,6 +45,7 @@ def carriers(
                 "number": number,
                 "listen": "/ip4/0.0.0.0/tcp/4101",
                 "members": members,
+                "relays": name == relays,
                 "wanted": "0x" + next(iter(digests.values())).hex() if name in wanted else "",
                 "sources": [numbers[source] for source in wanted.get(name, [])],
             }
@@ -140,6 +141,24 @@ def test_who_can_only_dial_out_is_served_over_the_connection_it_opened_and_serve
         assert result(running["open"])["received"] >= size
         # The firewalled site cannot reach the one behind NAT: the open one has the object by now.
         assert result(running["firewall"])["received"] >= size
+
+
+@pytest.mark.slow
+def test_two_that_can_only_dial_out_exchange_over_a_third_whose_line_carries_it(tmp_path: Path) -> None:
+    """Over 20 Mbit/s; the third holds nothing of it itself, and its line carries every byte in and out."""
+    size = 4 << 20
+    slow = 2.5e6
+    lines = {"open": Line(), "nat": Line(rate_bytes_s=slow, nat=True), "firewall": Line(inbound=False)}
+    with (
+        Internet(lines) as internet,
+        carriers(internet, tmp_path, {"nat": object_of(size)}, {"firewall": ["nat"]}, relays="open") as running,
+    ):
+        told = result(running["firewall"])
+        carried = internet.tell()["open"]
+    print(f"{size / told['seconds'] / 1e6:.2f} MB/s over a relay")
+    assert size < carried["sent"] < 1.2 * size
+    assert size < carried["received"] < 1.2 * size
+    assert size / told["seconds"] > 0.3e6
 
 
 @pytest.mark.slow
