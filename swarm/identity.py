@@ -95,7 +95,11 @@ def address_of_peer_id(peer_id: str) -> Address:
     raw = peer_id_bytes(peer_id)
     if not raw.startswith(_PEER_ID_PREFIX) or len(raw) != len(_PEER_ID_PREFIX) + 33:
         raise ValueError(f"PeerID {peer_id} holds no secp256k1 key")
-    return bytes(keys.PublicKey.from_compressed_bytes(raw[len(_PEER_ID_PREFIX) :]).to_canonical_address())
+    try:
+        key = keys.PublicKey.from_compressed_bytes(raw[len(_PEER_ID_PREFIX) :])
+    except ValidationError as error:
+        raise ValueError(f"PeerID {peer_id} holds no secp256k1 key: {error}") from error
+    return bytes(key.to_canonical_address())
 
 
 def peer_id_bytes(peer_id: str) -> bytes:
