@@ -120,13 +120,14 @@ def load(name: str, folder: Path = FOLDER) -> Site:
 @cache
 def _tables(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """(stays, 113) int16 of everybody, and who belongs where."""
+    split = pd.read_csv(checked(folder / "split.csv.gz"))
     with zipfile.ZipFile(checked(folder / "dataset_diabetes.zip")) as archive:
         file = archive.open("dataset_diabetes/diabetic_data.csv")
         kinds = dict.fromkeys(LEVELS, str)
         table = pd.read_csv(file, usecols=[*NUMBERS, *LEVELS], dtype=kinds, keep_default_na=False)
     columns = [table[column].to_numpy(np.int16) for column in NUMBERS]
     columns += [table[column].eq(level).to_numpy(np.int16) for column, levels in LEVELS.items() for level in levels]
-    return np.stack(columns, axis=1), pd.read_csv(checked(folder / "split.csv.gz"))
+    return np.stack(columns, axis=1), split
 
 
 def checked(path: Path) -> Path:

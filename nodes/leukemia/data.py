@@ -76,8 +76,8 @@ def _tables(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
     Intensities count from 100 to 16,000, as is usual for these arrays. The 10 is a constant near the middle of their
     logs, so that no node has to tell its own.
     """
-    raw = pd.read_csv(io.BytesIO(checked(folder / "expression.csv")), index_col="probe")
     samples = pd.read_csv(io.BytesIO(checked(folder / "samples.csv")))
+    raw = pd.read_csv(io.BytesIO(checked(folder / "expression.csv")), index_col="probe")
     found = raw[samples.Samples.astype(str)].to_numpy(np.float64).T
     return np.log2(found.clip(100, 16_000)).astype(np.float32) - 10, samples
 

@@ -66,8 +66,9 @@ def load(name: str, placement: str = PLACEMENTS[0], folder: Path = FOLDER) -> Si
 @cache
 def _tables(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """(molecules, 1025) uint8, the last column is the label; and who belongs where."""
+    split = pd.read_csv(checked(folder / "split.csv"))
     table = pd.read_csv(checked(folder / "qsar_androgen_receptor.csv.gz"), sep=";", header=None, dtype=np.uint8)
-    return table.to_numpy(), pd.read_csv(checked(folder / "split.csv"))
+    return table.to_numpy(), split
 
 
 def checked(path: Path) -> Path:

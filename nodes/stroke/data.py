@@ -122,10 +122,11 @@ def load(name: str, folder: Path = FOLDER, *, outcome: str = OUTCOMES[0]) -> Sit
 @cache
 def _tables(folder: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """(patients, 58) of everybody, and who belongs where."""
+    split = pd.read_csv(checked(folder / "split.csv.gz"))
     table = pd.read_csv(checked(folder / "ist.csv.gz"), usecols=[*NUMBERS, *LEVELS], keep_default_na=False)
     columns = [table[column].to_numpy(np.float64) for column in NUMBERS]
     columns += [table[column].eq(level).to_numpy(np.float64) for column, levels in LEVELS.items() for level in levels]
-    return np.stack(columns, axis=1), pd.read_csv(checked(folder / "split.csv.gz"))
+    return np.stack(columns, axis=1), split
 
 
 def checked(path: Path) -> Path:
