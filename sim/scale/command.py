@@ -109,6 +109,8 @@ def _run(given: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         screen.err.print(f"stopped; what is finished is in {screen.here(folder)}, and --resume goes on with it")
         return INTERRUPTED
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}; --resume goes on") from error
     finally:
         engine.close()
     _write(folder, found, times)

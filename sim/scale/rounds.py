@@ -17,7 +17,7 @@ import torch
 from sim.scale.chain import Chain, Member, Refusal
 from sim.scale.engines import Engine
 from sim.scale.prepared import Institution, Prepared
-from sim.scale.work import Part, Parts
+from sim.scale.work import Parts
 from sim.study import metrics
 from sim.study.recipes import together
 from swarm.encoding import Address, Digest, sha256
@@ -27,6 +27,7 @@ from swarm.learn.state import Checkpoint, State
 from swarm.ledger.client import Run
 from swarm.ledger.endpoint import Call
 from swarm.merge import merge
+from swarm.merkle import digest_of
 from swarm.rounds import (
     Advance,
     Attest,
@@ -161,8 +162,6 @@ class Swarm:
         """What each institution whose sites take part submits; trained now, unless it was before."""
         parts = self._parts(state.round)
         there = [one for one in self.prepared.institutions if self.prepared.present(one, state.round)]
-        kept = {digest for one in there if (part := parts.read(one.number)) for digest in [part.digest]}
-        self._store.pin_only({state.base, *kept, *(s.digest for s in state.submissions)}, "round")
         missing = [one for one in there if not self._has(parts, one)]
         done = len(there) - len(missing)
         self._tell(state.round, done, len(there))
@@ -170,22 +169,23 @@ class Swarm:
         for _ in self._engine.train(missing, state.round, base, parts):
             done += 1
             self._tell(state.round, done, len(there))
+        made = [(one, part) for one in there if (part := parts.read(one.number)) is not None]
+        assert len(made) == len(there), "an engine left an institution out"
+        self._store.pin_only({state.base, *(part.digest for _, part in made)}, "round")
         updates = {}
-        for one in there:
-            part = parts.read(one.number)
-            assert part is not None
+        for one, part in made:
             if not self._store.has(part.digest):
-                self._store.pin(part.digest, "round")
                 found = self._store.put_file(parts.path(one.number), move=True)
                 assert found == part.digest
             updates[self._address(one)] = Update(state.round, part.digest, part.weight, {"samples": part.samples})
         return updates
 
-    def _has(self, parts: Parts, institution: Institution) -> Part | None:
-        part = parts.read(institution.number)
-        if part is None or not (self._store.has(part.digest) or parts.path(institution.number).exists()):
-            return None
-        return part
+    def _has(self, parts: Parts, institution: Institution) -> bool:
+        """Whether an institution's update was made before, and is whole: a machine may have lost power since."""
+        part, path = parts.read(institution.number), parts.path(institution.number)
+        if part is None:
+            return False
+        return self._store.has(part.digest) or (path.exists() and digest_of(path.read_bytes()) == part.digest)
 
     def _join(self, state: RoundState, updates: dict[Address, Update]) -> None:
         """Who comes for the first time, or again, takes a seat before anybody submits: the round waits for it."""

@@ -328,6 +328,33 @@ def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(how: signal.S
     assert (out / "results.json").read_text() == json.dumps(found, indent=1) + "\n"
 
 
+@pytest.mark.parametrize("left", [b"", b"half of it", None])
+def test_an_update_that_is_not_whole_is_made_again(left: bytes | None, tmp_path: Path) -> None:
+    prepared = prepare(Request(write(tmp_path)))
+    base, parts = tmp_path / "base", Parts(tmp_path / "out" / "parts" / "0")
+    save_model(prepared.recipe.new_model(0), base)
+    for institution in prepared.institutions[:2]:
+        make_part(prepared, institution, 0, base, parts)
+    if left is None:
+        parts.path(0).unlink()
+    else:
+        parts.path(0).write_bytes(left)
+    trained = []
+    folder = tmp_path / "out"
+
+    class Counting(Here):
+        def train(self, institutions: Sequence[Institution], number: int, base: Path, parts: Parts) -> Iterator[int]:
+            trained.append([one.number for one in institutions])
+            return super().train(institutions, number, base, parts)
+
+    swarm = Swarm(prepared, folder, Counting(prepared), verifiers=2, store_max_bytes=1 << 30)
+    try:
+        assert list(swarm.play())[-1].checkpoint == plain(prepared)
+    finally:
+        swarm.close()
+    assert trained == [[0, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]
+
+
 @pytest.mark.slow
 def test_ray_makes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ray_path()), *filter(None, [os.environ.get("PYTHONPATH")])]))
