@@ -25,8 +25,8 @@ test-slow: $(READY) others  ## long simulations and whole runs with real process
 fuzz: $(READY)  ## a million inputs of nonsense for everything that a stranger or a liar can reach
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-bench: $(READY)  ## how fast it is here
-	$(BIN)/python -m bench.rounds
+bench: $(READY)  ## how fast it is here; arguments go into ARGS
+	$(BIN)/python -m bench.rounds $(ARGS)
 
 bench-ledger: $(READY)  ## what votes, calls, catching up and the disk of the ledger cost; arguments go into ARGS
 	$(BIN)/python -m bench.ledger $(ARGS)

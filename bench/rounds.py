@@ -1,10 +1,12 @@
 """What a round costs: real node processes on loopback, no training, ledger and full verification on.
 
-    python -m bench.rounds [--members 4] [--rounds 10] [--megabytes 0.4 --megabytes 40] [--json FILE]
+    python -m bench.rounds [--members 4] [--rounds 10] [--sizes 0.4,40,400] [--json FILE]
 
 For each model size: seconds a round (median), CPU seconds a round (all nodes), bytes on the wire a round (loopback's
 counter), peak memory of a node, start-up until the first closed round; beside them torch's gloo doing gather, mean and
-broadcast with as many processes, and a copy of the model in memory.
+broadcast with as many processes, and a copy of the model in memory. Of the wire's bytes, those that verification takes
+are told apart: the leader needs n - 1 updates, and each of the n - 1 others fetches as many to merge them again; who
+merged again needs no checkpoint from anybody.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
 from swarm.merge import Schema, Tensor, write_file
 
+ROUNDS_MIN, WRITTEN_MB = 4, 1_600
+"""How many rounds are measured of a model that is large for the disk: every node keeps all updates of a round."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -47,6 +52,8 @@ class Cost:
     round_s_max: float
     cpu_s: float
     wire_mb: float
+    verify_mb: float
+    """Of it, what the members that are not the leader fetch to merge again."""
     memory_mb: float
     start_s: float
     gloo_s: float
@@ -96,7 +103,7 @@ def gloo_seconds(members: int, parameters: int, rounds: int) -> float:
     ]
     for job in jobs:
         job.start()
-    seconds = float(result.get(timeout=120))
+    seconds = float(result.get(timeout=300))
     for job in jobs:
         job.join()
     return seconds
@@ -127,7 +134,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         policy = folder / "policy.toml"
         policy.write_text(
             f'[run]\nname = "bench"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = {members}\n'
-            "submit_s = 60\nmerge_s = 60\nattest_s = 60\n"
+            + "".join(f"{name}_s = {60 + int(megabytes)}\n" for name in ("submit", "merge", "attest"))
         )
         started = time.time()
         for site in sites:
@@ -160,6 +167,7 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
             round_s_max=max(gaps),
             cpu_s=cpu_s / rounds,
             wire_mb=wire / rounds / 1e6,
+            verify_mb=(members - 1) ** 2 * genesis.stat().st_size / 1e6,
             memory_mb=memory / 1e6,
             start_s=times[1] - started,
             gloo_s=gloo_seconds(members, parameters, 5),
@@ -180,22 +188,32 @@ def _peak_bytes(pid: int) -> int:
     return 0
 
 
+def _sizes(text: str) -> list[float]:
+    try:
+        found = [float(size) for size in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of sizes; 0.4,40,400 is one") from error
+    if not all(0.001 <= size <= 4_000 for size in found):
+        raise typer.BadParameter(f"{text!r}: a size is from 0.001 to 4000 MB")
+    return found
+
+
 def main(
     members: Annotated[int, typer.Option(help="Node processes.")] = 4,
-    rounds: Annotated[int, typer.Option(help="Rounds to close for each size.")] = 10,
-    megabytes: Annotated[list[float] | None, typer.Option(help="Model sizes; more than one may be given.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds to close for each size; fewer of large models.")] = 10,
+    sizes: Annotated[str, typer.Option(help="Model sizes in MB, with commas.")] = "0.4,40",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Print what a round costs at each model size."""
     table = Table(title=f"{members} nodes on loopback, {rounds} rounds, no training, every member verifies")
     for heading in (
-        "model MB", "s / round", "max", "CPU-s / round", "wire MB / round", "peak MB a node", "first round after s",
-        "gloo s", "x gloo", "memcpy s",
+        "model MB", "s / round", "max", "CPU-s / round", "wire MB / round", "of it to verify",
+        "peak MB a node", "first round after s",        "gloo s", "x gloo", "memcpy s",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     costs = []
-    for size in megabytes or [0.4, 40.0]:
-        cost = measure(members, size, rounds)
+    for size in _sizes(sizes):
+        cost = measure(members, size, min(rounds, max(ROUNDS_MIN, int(WRITTEN_MB / size))))
         costs.append(cost)
         table.add_row(
             f"{cost.model_mb:g}",
@@ -203,6 +221,7 @@ def main(
             f"{cost.round_s_max:.2f}",
             f"{cost.cpu_s:.2f}",
             f"{cost.wire_mb:.1f}",
+            f"{cost.verify_mb:.1f}",
             f"{cost.memory_mb:.0f}",
             f"{cost.start_s:.1f}",
             f"{cost.gloo_s:.4f}",
@@ -210,7 +229,7 @@ def main(
             f"{cost.memcpy_s:.4f}",
         )
     console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    (console if console.is_terminal else Console(width=160)).print(table)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(cost) for cost in costs], indent=1))
 
