@@ -308,20 +308,20 @@ def wait_for(process: subprocess.Popen[str], words: str) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_what_was_interrupted_goes_on_and_ends_with_the_same_bytes(how: signal.Signals, tmp_path: Path) -> None:
-    path = write(tmp_path, scenario='[scenario]\nkind = "small"\nsites = 6\n', rounds=40)
+    path = write(tmp_path, scenario='[scenario]\nkind = "small"\nsites = 6\n', rounds=30)
     out = tmp_path / "out"
     first = start(path, out, "--jobs", "2")
-    wait_for(first, "round 2 of 40 closed")
+    wait_for(first, "round 2 of 30 closed")
     os.killpg(first.pid, how)
     _, told = first.communicate(timeout=60)
     assert first.returncode == (130 if how is signal.SIGINT else -how), told
     before = (out / "rounds.jsonl").read_text()
-    assert 2 <= len(before.splitlines()) < 40
+    assert 2 <= len(before.splitlines()) < 30
     assert main([str(path), "--peers", "6", "--institutions", "3", "--out", str(out)]) == 2  # not without --resume
     again = start(path, out, "--jobs", "1", "--resume")
     _, told = again.communicate(timeout=120)
     assert again.returncode == 0, told
-    assert "6 peers, round 40 of 40" in told
+    assert "6 peers, round 30 of 30" in told
     assert (out / "rounds.jsonl").read_text().startswith(before)
     found, _, _ = play(prepare(Request(path.resolve(), peers=6, institutions=3)), tmp_path / "whole")
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(found))
