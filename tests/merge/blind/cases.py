@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from swarm.merge.blind import Masked, Unmasking, encode, exponents_of, unmasking
@@ -17,7 +16,7 @@ FRACTIONS_EVERY = 20
 
 
 def tried(seed: int) -> str:
-    """One whole round, two where it is every so-manieth; what its members did wrong."""
+    """One whole round; what its members did wrong, empty where they did nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         case = world(seed, folder)
@@ -73,8 +72,3 @@ def _against_fractions(case: World, played: Played, blind: Path) -> None:
     found = reference.floats_of(blind)
     assert {name: found[name] for name in expected} == expected
     assert reference.exponents_in(blind) == reference.next_exponents(sums, weight, exponents)
-
-
-def second_round(case: World, base: Path) -> World:
-    """The same members once more, from the checkpoint that a round ended with."""
-    return replace(case, base=base)

@@ -207,6 +207,15 @@ def test_exponents_follow_the_changes_and_travel_in_the_checkpoint(tmp_path: Pat
     assert exponents_of(before) == (0,)
 
 
+def test_the_greatest_change_of_a_tensor_counts_wherever_it_is(tmp_path: Path) -> None:
+    size = CHUNK_BYTES // 2
+    for place in (0, 1000, 70_000, 300_000, size - 1):
+        row = np.zeros(size)
+        row[place] = 1.0
+        _, out = summed(tmp_path, np.zeros(size), [row] * 3, [1] * 3)
+        assert exponents_of(out) == (3,)
+
+
 @pytest.mark.parametrize("rule", ["fedavgm", "fedadam"])
 def test_an_optimizer_acts_on_the_blind_mean(tmp_path: Path, rule: str) -> None:
     source = np.random.default_rng(4)
