@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +21,23 @@ from swarm.merge.blind.keys import expand
 from swarm.merge.blind.masks import Mask, apply
 from swarm.merge.blind.shares import combine, split
 from tests.merge.blind.golden import GOLDEN, found
+from tests.merge.test_golden import dispatched
 
 
 def test_a_blind_round_has_its_golden_bytes() -> None:
     assert found() == json.loads(GOLDEN.read_text())
+
+
+def test_a_processor_without_the_newest_instructions_makes_the_same_bytes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.merge.blind.golden"],
+        env=os.environ | {"NPY_DISABLE_CPU_FEATURES": " ".join(dispatched()), "OPENSSL_ia32cap": "~0x200000200000000"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert json.loads(done.stdout) == json.loads(GOLDEN.read_text())
 
 
 def test_a_stream_is_that_of_rfc_8439() -> None:
