@@ -208,7 +208,7 @@ def main(
     table = Table(title=f"{members} nodes on loopback, {rounds} rounds, no training, every member verifies")
     for heading in (
         "model MB", "s / round", "max", "CPU-s / round", "wire MB / round", "of it to verify",
-        "peak MB a node", "first round after s",        "gloo s", "x gloo", "memcpy s",
+        "peak MB a node", "first round after s", "gloo s", "x gloo", "memcpy s",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     costs = []

@@ -59,6 +59,8 @@ class Store:
         self._reserved = 0
         self._leaves: dict[Digest, tuple[Digest, ...]] = {}
         self._checked: dict[Digest, tuple[_Stamp, bytearray]] = {}
+        self._unsynced: set[Digest] = set()
+        """What this process kept without waiting for the disk."""
         self._scratches = 0
         self._pins: dict[str, set[Digest]] = {}
         with _disk(folder):
@@ -174,7 +176,10 @@ class Store:
         view = memoryview(data).cast("B")
         leaves = [leaf(chunk) for chunk in chunks_of(view)]
         digest = root(leaves, len(view))
-        return digest if self._sound(digest) else self._put(chunks_of(view), len(view), leaves)
+        if self._sound(digest):
+            self.sync(digest)
+            return digest
+        return self._put(chunks_of(view), len(view), leaves)
 
     def put_file(
         self, path: Path, *, move: bool = False, share: bool = False, leaves: Sequence[Digest] | None = None
@@ -209,6 +214,24 @@ class Store:
         with self._lock:
             self._scratches += 1
             return self.folder / "tmp" / f"{os.getpid()}-{self._scratches}.scratch"
+
+    def sync(self, digest: Digest) -> None:
+        """Have an object on the disk that was kept without waiting for it; StorageError if the disk refuses."""
+        with self._lock:
+            waits = self._durable and digest in self._unsynced
+        if not waits:
+            return
+        place = self._place(digest)
+        with _disk(place):
+            descriptor = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self._sync_folder(place.parent)
+            self._sync_folder(place.parent.parent)
+        with self._lock:
+            self._unsynced.discard(digest)
 
     def remove(self, digest: Digest) -> None:
         """Forget an object and what is on its way of it. A caller's own pin does not stop it."""
@@ -401,6 +424,8 @@ class Store:
         """Give a whole file its name; `sync` if its bytes are synced. What is there already stays if it is sound."""
         digest = root(leaves, size)
         if self._sound(digest):
+            if sync:
+                self.sync(digest)
             return digest
         place = self._place(digest)
         beside = self._write_leaves(size, leaves)
@@ -414,6 +439,8 @@ class Store:
             self._leaves[digest] = tuple(leaves)
             self._checked[digest] = (_stamp(place), bytearray(b"\x01" * len(leaves)))
             self._touch(digest)
+            if not sync:
+                self._unsynced.add(digest)
         if sync:
             self._sync_folder(place.parent)
             if made:
@@ -485,6 +512,7 @@ class Store:
                     (self.folder / "tmp" / (digest.hex() + suffix)).unlink(missing_ok=True)
         for known in (self._leaves, self._checked, self._ages):
             known.pop(digest, None)
+        self._unsynced.discard(digest)
 
     # Damage.
 
@@ -637,6 +665,12 @@ class Partial:
             UnavailableError: the object was removed or closed meanwhile.
             StorageError: the disk would not take it.
         """
+        place = self._name(sync=sync)
+        if sync:
+            self._store.sync(self.digest)
+        return place
+
+    def _name(self, *, sync: bool) -> Path:
         store = self._store
         with _disk(self._part):
             with self._lock:

@@ -52,18 +52,24 @@ def work(folder: Path, seed: int, promises: Promises, *, durable: bool = True) -
     for turn in range(12):
         data = some(seed * 100 + turn)
         digest = digest_of(data)
-        kind = rng.choice(("put", "file", "move", "receive", "receive", "pin", "remove"))
+        kind = rng.choice(("put", "file", "move", "known", "share", "unsynced", "receive", "receive", "pin", "remove"))
         if kind == "put":
             store.put(data)
             promises.add("has", digest)
-        elif kind in ("file", "move"):
+        elif kind in ("file", "move", "known", "share"):
             path = store.scratch()
             _write(path, data)
-            store.put_file(path, move=kind == "move")
+            leaves = [leaf(chunk) for chunk in chunks_of(data)] if kind == "known" else None
+            store.put_file(path, move=kind in ("move", "known"), share=kind == "share", leaves=leaves)
             promises.add("has", digest)
         elif kind == "receive":
             _receive(store, data, rng)
             promises.add("has", digest)
+        elif kind == "unsynced":
+            _receive(store, data, rng, sync=False)
+            if rng.random() < 0.5:
+                store.put(data)
+                promises.add("has", digest)
         elif kind == "pin":
             store.pin(digest, WHY)
             promises.add("pinned", digest)
@@ -79,14 +85,14 @@ def _write(path: Path, data: bytes) -> None:
     os.close(descriptor)
 
 
-def _receive(store: Store, data: bytes, rng: random.Random) -> None:
+def _receive(store: Store, data: bytes, rng: random.Random, *, sync: bool = True) -> None:
     chunks = list(chunks_of(memoryview(data)))
     partial = store.receive(digest_of(data), len(data), [leaf(chunk) for chunk in chunks])
     missing = partial.missing()
     rng.shuffle(missing)
     for index in missing:
         partial.write(index, chunks[index])
-    partial.finish()
+    partial.finish(sync=sync)
 
 
 def check(folder: Path, seed: int, lines: list[str]) -> int:

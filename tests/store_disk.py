@@ -53,7 +53,7 @@ class StoreDisk:
         self._synced: dict[str, dict[str, Bytes]] = {}
         self._pending: dict[str, list[Name]] = {}
         self._made: set[str] = {self.folder}
-        names = ("open", "close", "write", "pwrite", "ftruncate", "fsync", "replace", "unlink", "mkdir")
+        names = ("open", "close", "write", "pwrite", "ftruncate", "fsync", "replace", "unlink", "mkdir", "link")
         self._real = {name: getattr(os, name) for name in names}
 
     @contextlib.contextmanager
@@ -171,6 +171,13 @@ class StoreDisk:
             self._step()
             self._name(os.fspath(path), None)
         self._real["unlink"](path, *rest, **more)
+
+    def os_link(self, source: Any, target: Any) -> None:
+        self._step()
+        self._real["link"](source, target)
+        content = self._files.get(os.fspath(source))
+        if content is not None:
+            self._name(os.fspath(target), content)
 
     def os_mkdir(self, path: Any, *rest: Any, **more: Any) -> None:
         self._real["mkdir"](path, *rest, **more)

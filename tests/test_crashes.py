@@ -12,6 +12,7 @@ import pytest
 
 from sim.loop import StuckError
 from swarm.ledger import database
+from swarm.store import Store
 from tests import crashes, store_crashes
 from tests.ledger import disk, power, world
 from tests.ledger.kills import Campaign
@@ -74,3 +75,9 @@ def test_a_power_cut_takes_fewer_blocks_than_votes_are_kept(tmp_path: Path, bloc
 def test_objects_that_are_not_synced_are_found() -> None:
     with pytest.raises(AssertionError, match=r"is lost|is damaged"):
         run_all(partial(store_crashes.cut, durable=False), 20)
+
+
+def test_an_object_that_came_unsynced_and_is_promised_later_is_synced_then() -> None:
+    """The planted mistake: what is here already is taken for safe."""
+    with mock.patch.object(Store, "sync"), pytest.raises(AssertionError, match=r"is lost|is damaged"):
+        run_all(store_crashes.cut, 40)

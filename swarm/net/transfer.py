@@ -102,6 +102,8 @@ async def pull(
         StorageError: the store would not take it.
     """
     if store.has(digest):
+        if sync:
+            await asyncio.to_thread(store.sync, digest)
         return
     candidates = [source for source in dict.fromkeys(sources) if source != transport.me]
     size, leaves, inline, dropped = await _describe(transport, digest, candidates, size_max)
