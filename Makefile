@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge bench-blind bench-sim check format others clean
+.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge bench-net bench-blind bench-sim check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
@@ -33,6 +33,9 @@ bench-ledger: $(READY)  ## what votes, calls, catching up and the disk of the le
 
 bench-merge: $(READY)  ## how fast a merge is, beside torch's mean and a copy in memory; arguments go into ARGS
 	$(BIN)/python -m bench.merge $(ARGS)
+
+bench-net: $(READY) others  ## how fast bytes travel, beside TLS, raw TCP and go-libp2p; arguments go into ARGS
+	$(BIN)/python -m bench.net $(ARGS)
 
 bench-blind: $(READY)  ## what masks cost a member, beside the same sum under CKKS; arguments go into ARGS
 	@[ -x .others/tenseal/bin/python ] || { $(BIN)/python -m venv .others/tenseal && \

@@ -29,61 +29,22 @@ MESSAGE_MAX_BYTES = 1 << 20
 STREAM_BYTES = 1 << 20
 """What a reader of a stream buffers."""
 
+CONTROL = "control"
 _IDENTIFY, _CONNECT, _STREAM_OPEN, _STREAM_HANDLER = 0, 1, 2, 3
 
 Taker = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
 
-class Daemon:
-    """A go-libp2p peer.
+class Control:
+    """What a running daemon can be told, from any process.
 
     Args:
-        binary: `tests.others.go_libp2p()`.
-        who: its key.
-        security: "tls", "noise", or "" for both.
+        folder: the daemon's.
     """
 
-    def __init__(self, binary: Path, who: Identity, *, security: str = "") -> None:
-        self.who = who
-        self._binary = binary
-        self._security = security
-        self._folder = Path(tempfile.mkdtemp(prefix="p2pd-"))  # a Unix socket's path has 108 bytes at most
-        self._control = self._folder / "control"
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._servers: list[asyncio.Server] = []
-        self.endpoint = ""
-        """Its multiaddr with the PeerID, once it runs."""
-
-    async def __aenter__(self) -> Daemon:
-        self._process = self._launched()
-        try:
-            self.endpoint = await self._started()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the process and remove its files."""
-        for server in self._servers:
-            server.close()
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._folder)
-
-    def log(self) -> str:
-        """What it has written, with what it says about identify."""
-        return (self._folder / "log").read_text()
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        assert self._process is not None
-        return self._process.pid
 
     async def connect(self, endpoint: str) -> None:
         """Dial a peer. ConnectionError: it did not come to a connection, with go's words."""
@@ -116,37 +77,23 @@ class Daemon:
         )
         writer.close()
 
-    def _launched(self) -> subprocess.Popen[bytes]:
-        key = self._folder / "key"
-        key.write_bytes(create_new_key_pair(self.who.secret).private_key.serialize())
-        flags = [f"-{kind}={str(self._security in ('', kind)).lower()}" for kind in ("tls", "noise")]
-        with open(self._folder / "log", "wb") as log:
-            return subprocess.Popen(
-                [
-                    self._binary, "-listen", f"/unix{self._control}", "-hostAddrs", "/ip4/127.0.0.1/tcp/0",
-                    "-id", key, "-relay=false", *flags,
-                ],
-                stdout=log, stderr=log, env={**os.environ, "GOLOG_LOG_LEVEL": "error,net/identify=debug"},
-            )  # fmt: skip
-
-    async def _started(self) -> str:
-        assert self._process is not None
-        async with asyncio.timeout(PATIENCE_S):
-            while not self._control.exists():
-                if self._process.poll() is not None:
-                    raise ConnectionError(f"p2pd ended: {self.log()[-500:]}")
-                await asyncio.sleep(0.02)
+    async def place(self) -> str:
+        """The multiaddr that it listens on."""
         reader, writer = await self._connected()
         writer.write(_delimited(_number(1, _IDENTIFY)))
         fields = dict(_fields(await _message(reader)))
         writer.close()
-        me = dict(_fields(fields[4]))
-        return f"{Multiaddr(me[2])}/p2p/{self.who.peer_id}"
+        return str(Multiaddr(dict(_fields(fields[4]))[2]))
+
+    def close(self) -> None:
+        """Accept no more streams."""
+        for server in self._servers:
+            server.close()
 
     async def _connected(self) -> tuple[StreamReader, StreamWriter]:
         for _ in range(100):  # the socket exists a moment before it is listened on
             try:
-                return await asyncio.open_unix_connection(self._control, limit=STREAM_BYTES)
+                return await asyncio.open_unix_connection(self._folder / CONTROL, limit=STREAM_BYTES)
             except ConnectionRefusedError:
                 await asyncio.sleep(0.02)
         raise ConnectionError("p2pd does not listen")
@@ -160,10 +107,77 @@ class Daemon:
             raise ConnectionError(dict(_fields(answer[2]))[1].decode(errors="replace"))
         return reader, writer
 
-    def cpu_s(self) -> float:
-        """CPU seconds of the daemon so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+class Daemon(Control):
+    """A go-libp2p peer.
+
+    Args:
+        binary: `tests.others.go_libp2p()`.
+        who: its key.
+        security: "tls", "noise", or "" for both.
+    """
+
+    def __init__(self, binary: Path, who: Identity, *, security: str = "") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="p2pd-"))  # a Unix socket's path has 108 bytes at most
+        super().__init__(self.folder)
+        self.who = who
+        self._binary = binary
+        self._security = security
+        self._process: subprocess.Popen[bytes] | None = None
+        self.endpoint = ""
+        """Its multiaddr with the PeerID, once it runs."""
+
+    async def __aenter__(self) -> Daemon:
+        self._process = self._launched()
+        try:
+            await self._started()
+            self.endpoint = f"{await self.place()}/p2p/{self.who.peer_id}"
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the process and remove its files."""
+        self.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self.folder)
+
+    def log(self) -> str:
+        """What it has written, with what it says about identify."""
+        return (self.folder / "log").read_text()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def _launched(self) -> subprocess.Popen[bytes]:
+        key = self.folder / "key"
+        key.write_bytes(create_new_key_pair(self.who.secret).private_key.serialize())
+        flags = [f"-{kind}={str(self._security in ('', kind)).lower()}" for kind in ("tls", "noise")]
+        with open(self.folder / "log", "wb") as log:
+            return subprocess.Popen(
+                [
+                    self._binary, "-listen", f"/unix{self.folder / CONTROL}", "-hostAddrs", "/ip4/127.0.0.1/tcp/0",
+                    "-id", key, "-relay=false", *flags,
+                ],
+                stdout=log, stderr=log, env={**os.environ, "GOLOG_LOG_LEVEL": "error,net/identify=debug"},
+            )  # fmt: skip
+
+    async def _started(self) -> None:
+        assert self._process is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while not (self.folder / CONTROL).exists():
+                if self._process.poll() is not None:
+                    raise ConnectionError(f"p2pd ended: {self.log()[-500:]}")
+                await asyncio.sleep(0.02)
 
 
 def _peer(peer_id: str) -> bytes:
