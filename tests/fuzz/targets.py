@@ -36,6 +36,7 @@ from swarm.node.sync import BLOCKS, Sync
 from swarm.store import Store
 from tests.fuzz.corpus import mutated, recorded, reshaped, reworded
 from tests.fuzz.wire import MULTIPLEXED, reframed, wire_targets
+from tests.merge.blind import fuzzed
 
 REFUSALS = (SwarmError, ValueError)
 """How a decoder or a handler says no; anything else that escapes is a finding."""
@@ -262,6 +263,7 @@ def targets() -> dict[str, Target]:
     add("payload", payloads, refusing(lambda data: decode_block(decode_payload(data)[0])))
     add("block", blocks, refusing(decode_block))
     add("transaction", raws, refusing(lambda data: Transaction.read(data, 1337)))
+    add("what a member joins a blind round with", [fuzzed.blob(fuzzed.SENDER).encode()], refusing(fuzzed.feed))
     for name, (corpus, feed) in wire_targets().items():
         found[name] = Target(name, tuple(corpus), feed, reframed if name in MULTIPLEXED else mutated)
     return found
