@@ -11,7 +11,7 @@ from swarm.ledger.abi import Interface, reason
 from swarm.ledger.artifact import Artifact, artifact
 from swarm.ledger.block import Header, Transaction
 from swarm.ledger.evm import Evm
-from swarm.ledger.genesis import CONSORTIUM, RUNS, TICKS_PER_SECOND
+from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS, TICKS_PER_SECOND
 
 START_MS = 1_700_000_000_000
 ABSENCE = 60_000
@@ -48,12 +48,14 @@ class Chain:
         *,
         consortium: Artifact | None = None,
         runs: Artifact | None = None,
+        blind: Artifact | None = None,
         ticks_per_second: int = TICKS_PER_SECOND,
         absence: int = ABSENCE,
     ) -> None:
         compiled = {
             CONSORTIUM: consortium or artifact("Consortium"),
             RUNS: runs or artifact("Runs"),
+            BLIND: blind or artifact("Blind"),
         }
         self.interfaces = {to: Interface(one) for to, one in compiled.items()}
         self._database: dict[bytes, bytes] = {}
@@ -63,7 +65,9 @@ class Chain:
         second = self.evm.deploy(
             RUNS, compiled[RUNS].creation(CONSORTIUM, ticks_per_second), others={CONSORTIUM: first}
         )
-        genesis = self.evm.genesis({CONSORTIUM: first, RUNS: second}, timestamp_ms=START_MS, gas_limit=400_000_000)
+        others = {CONSORTIUM: first, RUNS: second}
+        third = self.evm.deploy(BLIND, compiled[BLIND].creation(CONSORTIUM, RUNS), others=others)
+        genesis = self.evm.genesis({**others, BLIND: third}, timestamp_ms=START_MS, gas_limit=400_000_000)
         self._database.update(genesis.changes.writes)
         self.head: Header = genesis.header
         self._hashes[0] = self.head.hash

@@ -69,17 +69,20 @@ class Rounds:
         submissions_min: int = 2,
         runs: Artifact | None = None,
         consortium: Artifact | None = None,
+        blind: Artifact | None = None,
+        weight_max: int = WEIGHT_MAX,
         ticks_per_second: int = 1000,
     ) -> None:
         self.members = members
         founders = [founder(i) for i in range(members)]
-        self.chain = Chain(founders, runs=runs, consortium=consortium, ticks_per_second=ticks_per_second)
+        self.chain = Chain(founders, runs=runs, consortium=consortium, blind=blind, ticks_per_second=ticks_per_second)
+        self.weight_max = weight_max
         self.rounds, self.submissions_min = rounds, submissions_min
 
     def propose(self, by: int = 0) -> None:
         self.send(
             operator(by), "propose", "heart", POLICY, GENESIS, self.rounds, self.submissions_min, SUBMIT_MS, MERGE_MS,
-            ATTEST_MS, WEIGHT_MAX,
+            ATTEST_MS, self.weight_max,
         )  # fmt: skip
 
     def open(self, *, joined: Collection[int] | None = None, opted_out: Collection[int] = ()) -> Rounds:
