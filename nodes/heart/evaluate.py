@@ -1,6 +1,7 @@
 """What the swarm is compared with: each hospital alone, all patients in one place, and plain FedAvg in one process.
 
     python evaluate.py --seeds 5                                             the three baselines
+    python evaluate.py --seeds 5 --strangers                                 at a hospital that never trained
     python evaluate.py --checkpoint heart.safetensors --scaling heart-scaling.safetensors --seed 0
 
 The patients' test rows are FLamby's; AUC and accuracy are given for each hospital's own test rows and for all
@@ -106,7 +107,8 @@ def local(method: str, hospitals: Sequence[Hospital], scales: Scales, seed: int)
 
 def pooled(hospitals: Sequence[Hospital], scales: Scales, seed: int) -> nn.Module:
     """One model of all training rows in one place: what no hospital may do, and the mark to reach."""
-    return trained_alone(*everyone([hospital.train for hospital in hospitals], scales.values()), seed)
+    theirs = [scales[hospital.name] for hospital in hospitals]
+    return trained_alone(*everyone([hospital.train for hospital in hospitals], theirs), seed)
 
 
 def scaled(rows: Rows, scaling: Scaling) -> tuple[Tensor, Tensor]:
@@ -157,6 +159,35 @@ def fedavg(hospitals: Sequence[Hospital], scales: Scales, seed: int, *, by_rows:
     return model
 
 
+def strangers(seeds: int, folder: Path = FOLDER) -> str:
+    """At each hospital in turn, all of whose patients are new to every model: the AUC, as a Markdown table.
+
+    Scaled per site, the stranger takes mean and deviation from its own patients, which needs no diagnosis; with shared
+    scaling it takes those that the other three agreed on.
+    """
+    lines = [
+        "| stranger | scaling | FedAvg of the others | the best of their own models | pooled |",
+        "| --- " * 5 + "|",
+    ]
+    for name in HOSPITALS:
+        stranger, others = load(name, folder), [load(other, folder) for other in HOSPITALS if other != name]
+        home = {one.name: Scaling.of(sums_of(one.train.x)) for one in [stranger, *others]}
+        for how, scales in (("per site", home), ("shared", dict.fromkeys(HOSPITALS, Scaling.of(summed(others))))):
+            x, y = everyone([stranger.train, stranger.test], repeat(scales[name], 2))
+            found: dict[str, list[float]] = {}
+            for seed in range(seeds):
+                models = {one.name: trained_alone(*scaled(one.train, scales[one.name]), seed) for one in others}
+                models |= {"FedAvg": fedavg(others, scales, seed)}
+                models |= {"pooled": pooled(others, scales, seed)}
+                for key, model in models.items():
+                    found.setdefault(key, []).append(score(model, x, y)["auc"])
+            means = {key: statistics.fmean(values) for key, values in found.items()}
+            best = max((other.name for other in others), key=means.__getitem__)
+            cells = f"{means['FedAvg']:.3f} | {means[best]:.3f} ({best}) | {means['pooled']:.3f}"
+            lines.append(f"| {name} | {how} | {cells} |")
+    return "\n".join(lines)
+
+
 def table(rows: Sequence[Result]) -> str:
     """The results as a Markdown table, AUC / accuracy; `–` where a test set holds one class only."""
     lines = [
@@ -205,8 +236,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="the last checkpoint of the run `heart` (of --seed)")
     parser.add_argument("--scaling", type=Path, help="the checkpoint of the run `heart-scaling`")
     parser.add_argument("--data", type=Path, default=FOLDER)
+    parser.add_argument("--strangers", action="store_true", help="how well models serve a hospital that never trained")
     parser.add_argument("--json", action="store_true", help="print the rows for a program")
     given = parser.parse_args()
+    if given.strangers:
+        print(strangers(given.seeds, given.data))
+        return
     if given.json:
         print(
             json.dumps([asdict(row) for row in results(given.seed, given.checkpoint, given.scaling, folder=given.data)])
