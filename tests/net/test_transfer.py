@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -388,3 +389,22 @@ async def test_chunks_of_an_object_of_another_size_are_not_taken(swarm: Swarm, t
             await pull_chunks(me.transport, me.store, digest, (source.me,), {0}, size=size)
     with pytest.raises(ValueError, match="chunks 2 to 2"):
         await pull_chunks(me.transport, me.store, digest, (source.me,), {2}, size=2 * MIB)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_only_what_has_to_be_durable_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    swarm = Swarm("memory")
+    me, (source,) = await sites(swarm, tmp_path, None)
+    me.store = Store(tmp_path / "durable", SIZE_MAX)
+    synced: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file).st_ino))
+    digest = source.store.put(blob(2 * MIB))
+    await pull(me.transport, me.store, digest, [source.me], size_max=SIZE_MAX, sync=sync)
+    place = me.store.path(digest)
+    assert (place.stat().st_ino in synced) == sync
+    # Asked for again as something that has to last, it is synced although it is here.
+    await pull(me.transport, me.store, digest, [source.me], size_max=SIZE_MAX)
+    assert {place.stat().st_ino, place.parent.stat().st_ino, place.parent.parent.stat().st_ino} <= synced
+    await swarm.close()
