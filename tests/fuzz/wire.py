@@ -412,13 +412,14 @@ def wire_targets() -> dict[str, tuple[list[bytes], Feed]]:
     secret, clear_talk = conversation(*credentials()), conversation(*clear())
     session = clear_talk[0].partition(b"/yamux/1.0.0\n")[2]
     assert session
+    many = b"".join(_HEADER.pack(0, 1, 1, number, 0) for number in range(1, 4 * yamux.STREAMS_MAX, 2))
     tls, noise = handshake(TLS), handshake(NOISE)
     strange, known = credentials()[0], clear()[0]
     return {
         "negotiation that answers": ([offers, offers + offers, offers + b"rest"], however_cut(negotiated(False))),
         "negotiation that opens": ([serves, serves[:20] + b"\x03na\n" + serves[20:]], however_cut(negotiated(True))),
         "frames": (framed_corpus(), however_cut(framed)),
-        "yamux": ([session, session[:24], session[-200:]], multiplexed),
+        "yamux": ([session, session[:24], session[-200:], many], multiplexed),
         "hop messages": (hop_corpus(True), however_cut(hopped(True))),
         "stop messages": (hop_corpus(False), however_cut(hopped(False))),
         "certificate of TLS": (certificates(), certified),
