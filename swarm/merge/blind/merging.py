@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarm.encoding import Digest, short
 from swarm.merge.blind.encode import Encoding, exponents_of
@@ -255,7 +256,7 @@ class _Job:
             if piece.kind == MODEL:
                 greatest = max(int(part.max()), -int(part.min()))
                 self._greatest[chunk, number] = max(greatest, int(self._greatest[chunk, number]))
-                self._squares[chunk, number] += _squares(sums[begin:end])
+                self._squares[chunk, number] += bench.squares(sums[begin:end])
             scale = float(Fraction(2) ** self._encoding.exponents[number] / self._weight)
             np.multiply(part, scale, out=part)
         return change
@@ -375,17 +376,6 @@ def next_exponent(now: int, greatest: Fraction) -> int:
     return max(EXPONENT_MIN, min(EXPONENT_MAX, max(now + exponent, now - 1)))
 
 
-def _squares(sums: Ring) -> tuple[int, int, int]:
-    """The sum of squares in three limbs: worth 1, 2^17 and 2^32. Whole float64 below 2^53, exact in any order."""
-    low = (sums & 0xFFFF).astype(np.float64)
-    high = (sums >> 16).astype(np.float64)
-    return (
-        int(np.einsum("i,i->", low, low)),
-        int(np.einsum("i,i->", low, high)),
-        int(np.einsum("i,i->", high, high)),
-    )
-
-
 class _Bench:
     """What one thread works with."""
 
@@ -397,3 +387,13 @@ class _Bench:
         self.moved = np.empty(BLOCK)
         self.raw: Raw = np.empty(8 * BLOCK, np.uint8)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
+        self._limb = np.empty(BLOCK, np.int32)
+        self._low, self._high = np.empty(BLOCK), np.empty(BLOCK)
+
+    def squares(self, sums: NDArray[np.int32]) -> tuple[int, int, int]:
+        """The sum of squares in three limbs: worth 1, 2^17 and 2^32. Whole float64 below 2^53, exact in any order."""
+        limb, low, high = (room[: len(sums)] for room in (self._limb, self._low, self._high))
+        np.copyto(low, np.bitwise_and(sums, 0xFFFF, out=limb))
+        np.copyto(high, np.right_shift(sums, 16, out=limb))
+        products = (np.einsum("i,i->", low, low), np.einsum("i,i->", low, high), np.einsum("i,i->", high, high))
+        return int(products[0]), int(products[1]), int(products[2])
