@@ -198,7 +198,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
                 run["name"],
                 run["state"],
                 f"{run['round']}/{run['rounds']}",
-                run.get("phase", "-") if run["state"] == "open" else "-",
+                phase_in_words(run) if run["state"] == "open" else "-",
                 str(run.get("view", "-")) if run["state"] == "open" else "-",
                 names.get(run.get("leader") or "", "-"),
                 named(run.get("submitted", [])),
@@ -208,6 +208,19 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
         ),
     )  # fmt: skip
     return Group(head, members, "", runs if seen["runs"] else "no runs yet: `swarm run propose` makes one")
+
+
+def phase_in_words(run: Mapping[str, Any]) -> str:
+    """Where a run's round is, and its masks where it is blind."""
+    phase, masks = str(run.get("phase", "-")), run.get("masks")
+    if masks is None:
+        return phase
+    if masks["spent"]:
+        return f"{phase}, blind: a sum was opened before it started again, so it changes nothing"
+    if phase != "submit":
+        return f"{phase}, blind: {len(masks['revealed'])} of {len(masks['survivors'])} opened their masks"
+    told = {"closed": "no masks yet", "joining": f"{len(masks['joined'])} joined", "frozen": "masks are ready"}
+    return f"{phase}, blind: {told[masks['stage']]}"
 
 
 def ago(age_s: float) -> str:

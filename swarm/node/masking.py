@@ -85,6 +85,8 @@ class Veil:
     plain: Path | None = None
     """Training's update for this round."""
     weight: int = 0
+    offered: dict[Address, Digest] = field(default_factory=dict)
+    """The vector that each member gave into custody in this attempt."""
     unmasked: tuple[tuple[Told, ...], Unmasking | Missing | None] | None = None
     """What was told, and what follows from it."""
 
@@ -181,6 +183,15 @@ class Masking:
             return None
         digest = logged.entry.masked
         return digest if digest is not None and self._store.has(digest) else None
+
+    def take_one(self, veil: Veil, member: Address, digest: Digest) -> None:
+        """PeerError if a member gives a second vector in one attempt: under the same masks the two would open both."""
+        first = veil.offered.setdefault(member, digest)
+        if first != digest and not veil.state.spent:
+            raise PeerError(
+                f"{short(member)} gives {short(digest)} in attempt {veil.state.attempt}, where it gave {short(first)}: "
+                "one vector is masked in an attempt", member=member,
+            )  # fmt: skip
 
     def unfit(self, state: RoundState, veil: Veil) -> frozenset[Digest]:
         """Survivors' files that are here and are no masked vectors of this model: looked at before a secret is told."""

@@ -222,4 +222,14 @@ class Node:
                 "attested": sorted(checksum(member) for member in state.attested),
                 "refused": sorted(checksum(member) for member in state.refused),
             }
+        if effort.veil is not None:
+            masks = effort.veil.state
+            status["masks"] = {
+                "stage": masks.stage.name.lower(),
+                "attempt": masks.attempt,
+                "joined": sorted(checksum(member) for member in masks.joined),
+                "survivors": sorted(checksum(member) for member in masks.survivors),
+                "revealed": sorted(checksum(member) for member in masks.revealed),
+                "spent": masks.spent,
+            }
         return status

@@ -546,6 +546,8 @@ class Participation:
         # Every update has the checkpoint's schema, so its size is known before a byte of it is asked for.
         if not self._store.has(state.base):
             raise UnavailableError("this node has no checkpoint to compare with yet")
+        if effort.veil is not None:
+            self.masking.take_one(effort.veil, member, digest)
         size_max = self._update_bytes(effort, state)
         await pull(self._transport, self._store, digest, (member,), size_max=size_max, sync=False)
         self.stir()

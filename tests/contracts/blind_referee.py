@@ -173,6 +173,8 @@ def _revealed(book: BlindReferee, args: Args) -> None:
     hold(args["attempt"] == book.attempt and args["member"] == book.sender, "a member reveals its own, in the attempt")
     hold(seat in book.survivors and seat not in book.revealed, "a survivor reveals once")
     hold(sha256(b"self" + args["secret"]) == book.joined[seat][1], "what is revealed opens its commitment")
+    named = frozenset(s for s in range(128) if book.arguments[2] >> s & 1)
+    hold(named == book.survivors, "who reveals names for whom")
     gone = book.edges(seat) & (book.frozen - book.survivors)
     hold(len(args["seeds"]) == len(gone), "a seed for each who dropped out and shares a mask")
     book.revealed.add(seat)

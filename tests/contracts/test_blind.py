@@ -419,7 +419,7 @@ class _Player:
 
 
 def test_the_rules_hold_whoever_does_what() -> None:
-    seen = set[str]().union(*(play(seed) for seed in range(6)))
+    seen = set[str]().union(*(play(seed) for seed in range(3)))
     assert {"Revealed", "AttemptFrozen", "SurvivorsFixed"} <= seen
 
 
