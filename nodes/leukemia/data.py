@@ -58,7 +58,7 @@ def load(name: str, folder: Path | None = None) -> Site:
     """
     if name not in NODES:
         raise ValueError(f"no node is called {name!r}; there are {', '.join(NODES)}")
-    levels, samples = _tables(folder or Path(os.environ.get("LEUKEMIA_DATA", FOLDER)))
+    levels, samples = _tables(folder or Path(os.environ.get("LEUKEMIA_DATA") or FOLDER))
     here = samples.demo_node.to_numpy() == NODES.index(name) + 1
 
     def rows(part: str) -> Rows:

@@ -88,7 +88,7 @@ def load(name: str, folder: Path | None = None) -> Clinic:
     """
     if name not in CLINICS:
         raise ValueError(f"no clinic is called {name!r}; there are {', '.join(CLINICS)}")
-    table = _table(folder or Path(os.environ.get("WISDM_DATA", FOLDER)))
+    table = _table(folder or Path(os.environ.get("WISDM_DATA") or FOLDER))
     here = table[table.user % len(CLINICS) == (CLINICS.index(name) + 1) % len(CLINICS)]
     return Clinic(name, _rows(here[~here.tested]), _rows(here[here.tested]))
 
