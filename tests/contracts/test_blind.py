@@ -474,7 +474,7 @@ MISTAKES = {
     ),
     "held without having joined": ("assert held & ~(members & LOW) == 0,", "assert held < 2**128,"),
 }
-QUICK = ("secrets are opened for other survivors",)
+QUICK = ("a stranger's secret is opened",)
 
 
 @cache

@@ -157,3 +157,19 @@ def test_hospitals_train_over_the_json_rpc_of_our_own_validators(tmp_path: Path)
         told = rounds_of(hospitals, "b")
         assert [sorted(s["name"] for s in one["submissions"]) for one in told] == [sorted(outside)] * 3
         assert told == rounds_of(hospitals, "north")
+
+
+@pytest.mark.slow
+def test_blind_rounds_close_on_a_chain_of_somebody_else_and_an_audit_opens_them_again(tmp_path: Path) -> None:
+    with Anvil() as anvil, Hospitals(tmp_path, NAMES) as hospitals:
+        settle_on(hospitals, anvil, anvil.ws)
+        for name in NAMES:
+            hospitals.start(name)
+        hospitals.open_run(rounds=2, submit_s=30.0, merge_s=20.0, attest_s=20.0, blind=True)
+        for name in NAMES:
+            hospitals.train(name)
+        hospitals.join(180)
+        assert len(set(hospitals.finals.values())) == 1
+        hospitals.stop()
+        verdict = hospitals.swarm("audit", str(hospitals.folder))
+        assert verdict.count("2 rounds of 1 runs derived again, 2 merges done again") == 4

@@ -177,9 +177,9 @@ class Veiled(World):
         self.files[checkpoint.digest] = checkpoint
         await self.people.agree(self.plan.policy, checkpoint)
         training = [self._start(self._train(site)) for site in self.founders]
-        for site, task in zip(self.founders, training, strict=True):
-            if not site.dishonest and not site.gone:
-                await task
+        pairs = list(zip(self.founders, training, strict=True))
+        while any(not task.done() and not (site.dishonest or site.gone) for site, task in pairs):
+            await asyncio.sleep(1.0)
         self._check_sums(checkpoint)
 
     async def _train(self, site: Site) -> None:
