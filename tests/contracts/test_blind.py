@@ -363,9 +363,12 @@ class _Player:
     def _opening(self, state: dict[str, Any], index: int, sloppy: bool) -> None:
         if not state["survivors"] or self.chance.random() < 0.7:
             arguments = self.masked.revealing(index)
-            survivors = arguments[2] ^ (1 << self.chance.randrange(MEMBERS) if sloppy else 0)
+            survivors = arguments[2] ^ (
+                1 << self.chance.randrange(MEMBERS) if sloppy and self.chance.random() < 0.5 else 0
+            )
             told = bytes(16) if sloppy and self.chance.random() < 0.3 else arguments[3]
-            self._mask(index, "reveal", (*arguments[:2], survivors, told, arguments[4]))
+            seeds = [*arguments[4], digest("more")] if sloppy and self.chance.random() < 0.5 else arguments[4]
+            self._mask(index, "reveal", (*arguments[:2], survivors, told, seeds))
         else:
             self._mask(index, *self._shares(state, sloppy))
 

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from sim.adversaries import WrongDigest
 from swarm.blind import Confirm, GiveShares, HaveMasks, MaskDuty, MaskState, MaskTerms, RevealMask, Stage
 from swarm.config import Policy
 from swarm.encoding import Address, Digest, keccak256
+from swarm.errors import PeerError
 from swarm.ledger.client import Run
 from swarm.merge.blind.blob import blob_of
 from swarm.node.masking import Masking, Veil
@@ -65,10 +67,11 @@ def vanishing(event: str, *, round_: int = 1, back_s: float = 60.0, which: int =
 @pytest.mark.parametrize(
     ("event", "survivors", "shares"),
     [
-        ("MasksJoined", 3, False),  # the others hold its blob, or not: it is not in the sum
+        # The others hold its blob, or not: it is not in the sum.
+        pytest.param("MasksJoined", 3, False, marks=pytest.mark.slow),
         ("AttemptFrozen", 3, False),  # the three open the seeds that they share with it
         ("Submitted", 4, True),  # its vector is in the sum, and shares of the three open its mask
-        ("Revealed", 4, False),
+        pytest.param("Revealed", 4, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_member_that_vanishes_after(event: str, survivors: int, shares: bool) -> None:
@@ -147,10 +150,12 @@ def careless(kind: type[Masking]) -> type[Participation]:
 @pytest.mark.parametrize(
     ("kind", "survivors", "event"),
     [
-        (_WrongSecret, 4, "SharesRevealed"),  # refused; the others' shares open its mask
-        (_Mute, 4, "SharesRevealed"),
+        # Refused; the others' shares open its mask.
+        pytest.param(_WrongSecret, 4, "SharesRevealed", marks=pytest.mark.slow),
+        pytest.param(_Mute, 4, "SharesRevealed", marks=pytest.mark.slow),
         (_BadShares, 3, "AttemptFrozen"),  # nobody has a mask in common with it
-        (_Outside, 3, "AttemptFrozen"),  # what it submits is in no sum
+        # What it submits is in no sum.
+        pytest.param(_Outside, 3, "AttemptFrozen", marks=pytest.mark.slow),
     ],
 )
 def test_a_liar_changes_nothing_but_whose_updates_are_in_the_sum(
@@ -236,3 +241,23 @@ def test_some_vanish_before_the_sum_and_others_are_silent_in_it(seed: int) -> No
     ended = play(BlindPlan(seed=seed, members=7, rounds=2), upon=upon)
     assert ended.sums == [7, 6]
     assert any(found["seeds"] for found in ended.events("SharesRevealed"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_leader_that_publishes_another_sum_is_refused_and_replaced(seed: int) -> None:
+    ended = play(BlindPlan(seed=seed, members=4, rounds=3), liars={0: WrongDigest})
+    assert all(closed.changed for closed in ended.world.closed)
+    led = [found for found in ended.events("Published") if found["leader"] == ended.world.address(0)]
+    assert len(ended.events("Refused")) >= len(led)
+
+
+def test_a_custodian_takes_one_vector_of_a_member_in_an_attempt() -> None:
+    masks = MaskState(1, 0, Stage.FROZEN, 1, 3, 0.0, 0, 0.0, False, ())
+    veil = Veil(cast(Run, None), masks)
+    member, first, second = b"m" * 20, b"1" * 32, b"2" * 32
+    masking = cast(Masking, None)
+    Masking.take_one(masking, veil, member, first)
+    Masking.take_one(masking, veil, member, first)
+    with pytest.raises(PeerError, match="one vector is masked in an attempt"):
+        Masking.take_one(masking, veil, member, second)

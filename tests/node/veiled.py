@@ -68,7 +68,7 @@ class BlindObserver(Observer):
     """Sees the blocks of all nodes; checks forks, elections and quorums, and the sum of every blind round."""
 
     def __init__(self, world: Veiled, **parts: Any) -> None:
-        super().__init__(world.plan, world.story, files=world.files, liars=frozenset(), **parts)
+        super().__init__(world.plan, world.story, files=world.files, **parts)
         self._world = world
         self._blind = interface("Blind")
         self.survivors: frozenset[int] = frozenset()
@@ -103,6 +103,7 @@ class BlindObserver(Observer):
     def _upon_Published(self, found: Mapping[str, Any]) -> None:
         round_ = self._at(found)
         round_.published, round_.attested, round_.verified = found["checkpoint"], {found["leader"]}, {}
+        round_.wrong_leaders |= self._liars & {found["leader"]}
 
     def _upon_Struck(self, found: Mapping[str, Any]) -> None:
         self._at(found).struck.add(found["member"])
@@ -152,6 +153,7 @@ class Veiled(World):
         self.observer = BlindObserver(
             self,
             name=lambda address: names.get(address, short(address)),
+            liars=frozenset(site.identity.address for site in self.founders if site.dishonest),
             on_event=self._on_event,
             excused=lambda member: True,
         )
