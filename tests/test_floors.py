@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvicorn": ("swarm/ledger/web_server.py",),
     "h11": ("swarm/ledger/web_server.py",),
     "websockets": ("swarm/ledger/web_server.py",),
+    "prometheus_client": ("swarm/node/metrics.py",),
     "numpy": ("swarm/merge", "swarm/learn"),
     "cryptography": ("swarm/merge", "swarm/net"),
     "Crypto": ("swarm/merge/blind/shares.py",),

@@ -40,6 +40,8 @@ class RpcConfig:
     requests_s: int = 200
     """What one client gets; an answer counts as one request for each 2 ms that it takes, at least as one."""
     connections_max: int = 100
+    metrics: bool = False
+    """Whoever reaches the port may read `/metrics`, too; False: this machine alone."""
     subscriptions_max: int = 32
     """Of one WebSocket."""
     log_blocks_max: int = 10_000
@@ -180,7 +182,7 @@ _RPC_NUMBERS = {
 
 
 def _rpc(table: Mapping[str, Any], path: Path) -> RpcConfig:
-    only(table, {"listen", "hosts", "origins", *_RPC_NUMBERS}, path)
+    only(table, {"listen", "hosts", "origins", "metrics", *_RPC_NUMBERS}, path)
     listen = value_of(table, "listen", str, path)
     host, _, port = listen.rpartition(":")
     try:
@@ -200,7 +202,8 @@ def _rpc(table: Mapping[str, Any], path: Path) -> RpcConfig:
     numbers = {
         key: whole(table, key, path, low, high, getattr(RpcConfig, key)) for key, (low, high) in _RPC_NUMBERS.items()
     }
-    return RpcConfig(address, number, tuple(names["hosts"]), tuple(names["origins"]), **numbers)
+    metrics: bool = value_of(table, "metrics", bool, path, False)
+    return RpcConfig(address, number, tuple(names["hosts"]), tuple(names["origins"]), metrics=metrics, **numbers)
 
 
 def _relay(table: Mapping[str, Any], path: Path) -> RelayConfig:

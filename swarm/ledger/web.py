@@ -98,7 +98,13 @@ class Web:
         self._filters = Filters(ledger, self._rpc, self._arrivals)
         self._buckets = Buckets(config.requests_s)
         self._happened = asyncio.Event()
-        routes = [Route("/", self._post, methods=["POST"]), WebSocketRoute("/", self._websocket)]
+        self.metrics: Callable[[], bytes] | None = None
+        """What `/metrics` answers, in Prometheus's text format; None: nothing."""
+        routes = [
+            Route("/", self._post, methods=["POST"]),
+            Route("/metrics", self._measured, methods=["GET"]),
+            WebSocketRoute("/", self._websocket),
+        ]
         cors = Middleware(
             CORSMiddleware, allow_origins=config.origins, allow_methods=["POST"], allow_headers=["content-type"]
         )
@@ -121,12 +127,31 @@ class Web:
 
     # --- HTTP
 
+    async def _measured(self, request: Request) -> Response:
+        client = _client(request)
+        if not (self.config.metrics or _is_loopback(client)):
+            return Response("metrics are for this machine: `metrics = true` in [rpc] shows them to others\n", 403)
+        if self.metrics is None:
+            raise HTTPException(404)
+        if refusal := self._refused(client):
+            return refusal
+        begun_s = self._clock()
+        text = self.metrics()
+        now_s = self._clock()
+        self._buckets.spend(client, max(1.0, (now_s - begun_s) / COST_S), now_s)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    def _refused(self, client: str) -> Response | None:
+        wait_s = self._buckets.wait_s(client, self._clock())
+        if not wait_s:
+            return None
+        retry = {"retry-after": str(int(wait_s) + 1)}
+        return _refusal(429, jsonrpc.LIMIT_EXCEEDED, self._too_often(client, wait_s), retry)
+
     async def _post(self, request: Request) -> Response:
         client = _client(request)
-        wait_s = self._buckets.wait_s(client, self._clock())
-        if wait_s:
-            retry = {"retry-after": str(int(wait_s) + 1)}
-            return _refusal(429, jsonrpc.LIMIT_EXCEEDED, self._too_often(client, wait_s), retry)
+        if refusal := self._refused(client):
+            return refusal
         try:
             async with asyncio.timeout(BODY_S):
                 body = await self._body(request)
@@ -357,6 +382,10 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(client: str) -> bool:
+    return _is_address(client) and ip_address(client).is_loopback
 
 
 def _too_large() -> RpcError:

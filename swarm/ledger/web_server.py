@@ -43,7 +43,7 @@ class Server:
     """
 
     def __init__(self, web: Web, next_block: Callable[[], Awaitable[None]]) -> None:
-        self._web = web
+        self.web = web
         self._next_block = next_block
         self._socket: socket.socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -78,13 +78,13 @@ class Server:
 
     async def start(self) -> None:
         """Listen and answer; ConfigError: the address is taken or not this machine's."""
-        self._socket = _bound(self._web.config.host, self._web.config.port)
+        self._socket = _bound(self.web.config.host, self.web.config.port)
         config = self._uvicorn.config
         config.load()
         self._uvicorn.lifespan = LifespanOff(config)
         await self._uvicorn.startup(sockets=[self._socket])
         self._tasks = [asyncio.create_task(self._uvicorn.main_loop()), asyncio.create_task(self._follow())]
-        if not ip_address(self._web.config.host).is_loopback:
+        if not ip_address(self.web.config.host).is_loopback:
             logger.warning("%s: whoever reaches this address reads the whole ledger", self.url)
 
     async def close(self) -> None:
@@ -101,7 +101,7 @@ class Server:
     async def _follow(self) -> None:
         while True:
             await self._next_block()
-            self._web.notify()
+            self.web.notify()
 
 
 def _bound(host: str, port: int) -> socket.socket:

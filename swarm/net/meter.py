@@ -21,7 +21,7 @@ class Traffic:
     received_bytes: int = 0
     round_trip_s: float | None = None
     """Of the last ping on an open connection."""
-    connected: int = 0
+    connections: int = 0
     """Connections made."""
     lost: int = 0
     """Connections that ended without our wish."""
@@ -34,6 +34,8 @@ class Traffic:
     """Address of the member that relays the connection in use, if one does; its bytes count for that one as well."""
     dropped: int = 0
     """Messages that gave way because the queue to it was full."""
+    pauses: int = 0
+    """How often it said more than its share, and was not read from until that was paid."""
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque, repr=False)
 
     def sample(self, now_s: float) -> None:

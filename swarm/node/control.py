@@ -24,6 +24,7 @@ from swarm.ledger.rpc import RpcError
 from swarm.merge import Schema
 from swarm.net.transfer import pull
 from swarm.node.embedded import EmbeddedChain
+from swarm.node.metrics import Metrics
 from swarm.node.node import Node
 from swarm.node.training import Checkpoint
 
@@ -52,6 +53,7 @@ class Control:
             "swarm_leave": self._leave,
             "swarm_return": self._return,
             "swarm_network": self._network,
+            "swarm_metrics": self._metrics,
             "swarm_probe": self._probe,
             "swarm_put": self._put,
             "swarm_put_model": self._put_model,
@@ -152,6 +154,9 @@ class Control:
 
     async def _network(self, params: dict[str, Any]) -> Any:
         return {"members": self._node.network(), "refused": dict(self._node.transport.meter.refused)}
+
+    async def _metrics(self, params: dict[str, Any]) -> Any:
+        return Metrics(self._node).text().decode()
 
     async def _probe(self, params: dict[str, Any]) -> Any:
         return asdict(await self._node.probe.measure(from_hex(str(params["member"]), size=20)))

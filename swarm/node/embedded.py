@@ -82,6 +82,11 @@ class EmbeddedChain:
         self.ledger.on_waiting = web.on_waiting
         return Server(web, self.next_block)
 
+    def show_metrics(self, metrics: Callable[[], bytes]) -> None:
+        """Answer `/metrics` with this where JSON-RPC is served; before `start`."""
+        if self.server is not None:
+            self.server.web.metrics = metrics
+
     async def start(self, on_block: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
         """Serve the ledger's protocols; ConfigError: others cannot read it at the address that the site names."""
         self._tell_block, self._tell_failure = on_block, on_failure

@@ -24,6 +24,7 @@ from swarm.node.chain import Chain
 from swarm.node.control import Control
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.external import ExternalChain
+from swarm.node.metrics import Metrics
 from swarm.node.node import Node
 from swarm.node.participation import Participation
 from swarm.store import Store
@@ -95,6 +96,8 @@ async def serve(
 ) -> None:
     """Run the site's node until it is told to stop (SIGTERM, SIGINT) or cannot go on."""
     node = open_node(site, swarm, identity, participation=participation)
+    if isinstance(node.chain, EmbeddedChain):
+        node.chain.show_metrics(Metrics(node).text)
     control = Control(node, site.socket)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

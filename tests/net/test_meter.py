@@ -43,7 +43,7 @@ async def test_bytes_requests_and_round_trips_are_counted_per_member() -> None:
         await until(lambda: here.round_trip_s is not None)
         assert here.round_trip_s is not None
         assert 0 < here.round_trip_s < 5
-        assert (here.requests, here.requests_failed, here.connected) == (4, 1, 1)
+        assert (here.requests, here.requests_failed, here.connections) == (4, 1, 1)
         for sent, received in ((here.sent_bytes, there.received_bytes), (there.sent_bytes, here.received_bytes)):
             assert sent >= 300_000
             assert abs(sent - received) < 2000  # the handshake's end belongs to one side's count

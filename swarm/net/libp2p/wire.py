@@ -167,7 +167,7 @@ class Wire(asyncio.BufferedProtocol):
     def count(self, traffic: Traffic) -> None:
         """Count here from now on, and measure the round trip."""
         self._traffic = traffic
-        traffic.connected += 1
+        traffic.connections += 1
         self._ping()
 
     def flush_soon(self) -> None:
