@@ -24,12 +24,12 @@ from torch import Tensor
 
 from sim.study import arms
 from sim.study.experiment import Scenario
-from sim.study.recipes import Recipe, Site, load_recipe, sites_of
 from sim.study.scenario import placed
 from sim.study.study import one_thread
 from swarm.config import Policy
 from swarm.errors import ConfigError
 from swarm.learn import norm_layers
+from swarm.learn.recipes import Recipe, Site, load_recipe, sites_of
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "FedAvg": {},

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from sim.study.experiment import Scenario
-from sim.study.recipes import Site
 from sim.study.scenario import PLACEMENT, check_names, dealt
 from swarm.config import MEMBERS_MAX
 from swarm.errors import ConfigError
+from swarm.learn.recipes import Site
 
 DEALT = ("even", "missing", "dirichlet", "small")
 """Kinds of scenario that deal the rows out to any number of sites."""

@@ -15,10 +15,10 @@ import numpy as np
 from sim.scale.placement import institutions_of, peers_of
 from sim.study.arms import Peer, Study
 from sim.study.experiment import Experiment, load_experiment
-from sim.study.recipes import Recipe, Rows, Site, load_recipe, sites_of
 from sim.study.scenario import PLACEMENT, thinned
 from swarm.config import Policy
 from swarm.errors import ConfigError
+from swarm.learn.recipes import Recipe, Rows, Site, load_recipe, sites_of
 from swarm.rounds import submissions_needed
 
 VALIDATORS = 4

@@ -11,8 +11,8 @@ import numpy as np
 from sim.scale.prepared import Prepared, described
 from sim.scale.rounds import Closed, Swarm
 from sim.study import metrics
-from sim.study.recipes import Rows, together
 from sim.study.results import ALL, values
+from swarm.learn.recipes import Rows, together
 
 
 def results(prepared: Prepared, swarm: Swarm, closed: Sequence[Closed]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from sim.scale.engines import Engine
 from sim.scale.prepared import Institution, Prepared
 from sim.scale.work import Parts
 from sim.study import metrics
-from sim.study.recipes import together
 from swarm.encoding import Address, Digest, sha256
 from swarm.identity import Identity
 from swarm.learn import save_model
+from swarm.learn.recipes import together
 from swarm.learn.state import Checkpoint, State
 from swarm.ledger.client import Run
 from swarm.ledger.endpoint import Call

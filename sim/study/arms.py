@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from sim.study.experiment import Scenario
-from sim.study.recipes import Recipe, Site
 from swarm.config import Policy
 from swarm.encoding import Digest
 from swarm.learn.part import Part
+from swarm.learn.recipes import Recipe, Site
 from swarm.learn.state import Checkpoint, State, save_model
 from swarm.merge import merge_files
 from swarm.merkle import digest_of

@@ -16,8 +16,8 @@ import numpy as np
 
 from sim.study import metrics
 from sim.study.metrics import Floats
-from sim.study.recipes import Rows, together
 from sim.study.study import Done, Prepared, judged_on
+from swarm.learn.recipes import Rows, together
 
 Draws: TypeAlias = dict[str, Floats]
 """By metric, (seeds, draws)."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from sim.study.experiment import Scenario
-from sim.study.recipes import Rows, Site, together
 from swarm.errors import ConfigError
+from swarm.learn.recipes import Rows, Site, together
 
 PLACEMENT = 20210526
 """Seed of every placement."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from sim.study import arms, ledgered
 from sim.study.experiment import Experiment
-from sim.study.recipes import Recipe, Site, load_recipe, sites_of, together
 from sim.study.scenario import placed
 from swarm.errors import ConfigError
 from swarm.learn import save_model
 from swarm.learn.part import Part
+from swarm.learn.recipes import Recipe, Site, load_recipe, sites_of, together
 from swarm.learn.state import Checkpoint
 from swarm.merge import merge_files
 

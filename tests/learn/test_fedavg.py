@@ -20,8 +20,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sim.study.recipes import load_recipe, sites_of
 from swarm import SwarmCallback
+from swarm.learn.recipes import load_recipe, sites_of
 from tests.learn.runs import NAMES, Operators, everywhere
 from tests.node.hospitals import Hospitals
 

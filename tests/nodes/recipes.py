@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.study.recipes import Recipe, load_recipe
+from swarm.learn.recipes import Recipe, load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "nodes"
 

@@ -26,12 +26,12 @@ from sim.scale.rounds import Broken, Closed, Swarm
 from sim.scale.work import Parts, make_part, samples_of
 from sim.study import arms
 from sim.study.experiment import Scenario
-from sim.study.recipes import load_recipe, sites_of
 from sim.study.study import one_thread
 from swarm.audit import audit
 from swarm.encoding import Address, Digest
 from swarm.errors import ConfigError
 from swarm.learn import save_model
+from swarm.learn.recipes import load_recipe, sites_of
 from swarm.merge import merge_files
 from swarm.rounds import Merge
 from tests.others import ray_path

@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from sim.study import arms, ledgered, study
 from sim.study.experiment import Experiment, Scenario, load_experiment
-from sim.study.recipes import Site, load_recipe, sites_of
 from sim.study.report import page
 from sim.study.results import results
 from sim.study.scenario import placed
 from swarm.cli import app
 from swarm.config import Policy
 from swarm.errors import ConfigError
+from swarm.learn.recipes import Site, load_recipe, sites_of
 
 NODES = Path(__file__).parents[2] / "nodes"
 HEART = load_recipe(NODES / "heart")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sim.study.experiment import Scenario
-from sim.study.recipes import load_recipe
 from sim.uneven import VARIANTS, Found, main, play, policies_of, table
 from swarm.errors import ConfigError
+from swarm.learn.recipes import load_recipe
 
 HEART = Path(__file__).parents[2] / "nodes" / "heart"
 

@@ -1,4 +1,4 @@
-"""Recipes: what an example in `nodes/` shows to a comparison. `nodes/README.md` says what each name means."""
+"""Recipes: what an example in `nodes/` shows to comparisons and leak checks (`nodes/README.md` says what is what)."""
 
 from __future__ import annotations
 
