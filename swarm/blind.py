@@ -168,6 +168,14 @@ class SetKey:
 
 
 @dataclass(frozen=True)
+class Return:
+    """Be awaited again: a deadline passed without this member, and who is not awaited is on no roster."""
+
+    run: int
+    round: int
+
+
+@dataclass(frozen=True)
 class Rotate:
     """The ledger knows of deeds that this node's disk does not: take new keys, and sit this round out."""
 
@@ -245,7 +253,7 @@ class GiveShares:
 
 
 MaskDuty: TypeAlias = (
-    Fetch | SetKey | Rotate | JoinMasks | OpenBlob | Confirm | Freeze | MaskUpdate | RevealMask | GiveShares
+    Fetch | SetKey | Return | Rotate | JoinMasks | OpenBlob | Confirm | Freeze | MaskUpdate | RevealMask | GiveShares
 )
 
 
@@ -322,9 +330,16 @@ def mask_duties(
         return frozenset()
     if lost(state, masks, me, have) and not have.sits_out:
         return frozenset({Rotate(state.run, state.round)})
-    # A key that is set while an attempt is under way counts from the next one on.
-    key = {SetKey(state.run, have.key)} if have.attached and me in state.expected and masks.mine != have.key else set()
-    return frozenset(key | _owed_now(state, masks, me, have, now_s, terms, complete))
+    owed = _owed_now(state, masks, me, have, now_s, terms, complete)
+    if have.attached and me in state.expected and masks.mine != have.key:
+        # A key that is set while an attempt is under way counts from the next one on.
+        owed.add(SetKey(state.run, have.key))
+    # Awaited in an attempt that it cannot join, it would only make the others wait.
+    elif have.attached and me not in state.expected and (
+        state.phase is not Phase.SUBMIT or masks.stage is Stage.CLOSED
+    ):
+        owed.add(Return(state.run, state.round))
+    return frozenset(owed)
 
 
 def _owed_now(

@@ -23,6 +23,7 @@ from swarm.blind import (
     MaskDuty,
     MaskUpdate,
     OpenBlob,
+    Return,
     RevealMask,
     Rotate,
     SetKey,
@@ -109,6 +110,8 @@ class Effort:
     """Since when the bytes of a submission, which this node needs, are absent here."""
     attached: bool = False
     """Training is attached: this member is awaited in rounds."""
+    leads: bool = True
+    """It merges when it is its turn."""
     unfit: bool = False
     """Its policy is not what the ledger says; said once in the log."""
     submitted: int = -1
@@ -411,6 +414,8 @@ class Participation:
                     await self.transact(self._contracts.attest(run, round_, view, checkpoint, parts))
                 case Refuse():
                     await self._refuse(duty)
+                case Return(run=run):
+                    await self.transact(self._contracts.join(run, self.efforts[run].leads))
                 case (
                     SetKey() | Rotate() | JoinMasks() | OpenBlob() | Confirm() | Freeze() | MaskUpdate() | RevealMask()
                     | GiveShares()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarm.config import Policy
+from swarm.config import EPSILON, Policy
 from swarm.course import Best, best, ended_after, sync_interval
 from swarm.encoding import ZERO_DIGEST, Address, Digest
 from swarm.errors import ConfigError, RejectedError, UnavailableError
@@ -16,7 +16,6 @@ from swarm.identity import checksum
 from swarm.ledger.client import Contracts, encode_metrics
 from swarm.merge import check_update
 from swarm.node.participation import OBJECT_MAX_BYTES, Effort, Participation
-from swarm.node.telling import Telling
 from swarm.rounds import Phase, RunState, Update
 from swarm.store import Store
 
@@ -37,6 +36,8 @@ class Checkpoint:
     """Batches until the next exchange."""
     best: Best | None = None
     """The best checkpoint so far, where the policy says what is better."""
+    epsilon: float = 0.0
+    """The most that the ledger says this site has spent of its privacy budget in a private run."""
 
 
 class Training:
@@ -60,7 +61,7 @@ class Training:
         self._me = me
         self._work = work
         self._contracts = contracts
-        self._telling = Telling(contracts)
+        self._telling = work.telling
         self._store = store
         self._leads = leads
         self._caught_up = caught_up
@@ -112,7 +113,7 @@ class Training:
                 # This node may have been behind: the run can be over by the block that holds the call.
                 if (await self._contracts.run(run.id)).state is RunState.OPEN:
                     raise
-        effort.attached = True
+        effort.attached, effort.leads = True, self._leads
         await self._work.hold(effort, effort.run.policy, POLICY_MAX_BYTES)
         effort.policy = self._work.read_policy(effort.run)
         return await self._checkpoint(effort, effort.policy), effort.policy
@@ -134,6 +135,11 @@ class Training:
             encode_metrics(metrics)
         except ValueError as error:
             raise ConfigError(f"the metrics do not fit a submission: {error}") from error
+        if not effort.policy.allows(metrics):
+            raise ConfigError(
+                f"run {run} ({effort.run.name}) is private: a submission declares {EPSILON}, at most "
+                f"{effort.policy.epsilon:g}, found {metrics.get(EPSILON)}; `swarm.private` in the training loop does it"
+            )
         await self._work.hold(effort, effort.run.checkpoint, OBJECT_MAX_BYTES)
         base = self._store.path(effort.run.checkpoint)
         try:
@@ -194,6 +200,7 @@ class Training:
             run = effort.run
             await self._work.hold(effort, run.checkpoint, OBJECT_MAX_BYTES)
             told = await self._telling.rounds(run.id, run.round) if policy.reads_metrics else []
+            epsilon = await self._telling.epsilon(run.id, self._me) if policy.private else 0.0
             if run.checkpoint == effort.run.checkpoint:
                 return Checkpoint(
                     run=run.id,
@@ -204,4 +211,5 @@ class Training:
                     or ended_after(policy, told) is not None,
                     sync_interval=sync_interval(policy, told),
                     best=best(policy, told),
+                    epsilon=epsilon,
                 )
