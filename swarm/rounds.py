@@ -108,6 +108,8 @@ class Have:
     unusable: frozenset[Digest] = frozenset()
     """Submitted objects that are here and that no merge under the policy takes (wrong tensors, not finite): every
     honest member finds the same, and reports them like bytes that never came."""
+    over_budget: frozenset[Address] = frozenset()
+    """Members whose submission declares no epsilon within a private run's policy: no honest member merges it."""
     inspected: frozenset[Digest] = frozenset()
     """Submitted objects that were looked at because others reported them."""
     verified: int = 0
@@ -385,7 +387,8 @@ def duties(
             custodians = others if shares is None else _custodians(others, me)
             owed.add(Submit(state.run, state.round, update, custodians, count))
     elif have.merged is None:
-        unusable = [s for s in state.merged if s.digest in have.unusable]
+        over_budget = [s for s in state.merged if s.member in have.over_budget]
+        unusable = [s for s in state.merged if s.digest in have.unusable or s in over_budget]
         if shares is not None and state.base in have.objects:
             owed.update(
                 Inspect(state.run, state.round, state.base, s)
@@ -395,7 +398,7 @@ def duties(
         if needed == state.merged and not absent and not unusable and state.base in have.objects:
             owed.add(Merge(state.run, state.round, state.base, state.merged))
         elif shares is not None and state.phase is Phase.ATTEST:
-            owed |= _owed_verdict(state, me, have, now_s, shares, others)
+            owed |= set() if over_budget else _owed_verdict(state, me, have, now_s, shares, others)
         elif state.phase is Phase.MERGE and me in submitters:
             late = [s for s in absent if now_s >= have.waits_since_s.get(s.digest, now_s) + merge_s / 2]
             reported = {member for reporter, member in state.missing if reporter == me}

@@ -60,6 +60,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "multiaddr": ("swarm/net",),
     "torch": ("swarm/learn",),
     "safetensors": ("swarm/learn",),
+    "opacus": tuple(f"swarm/learn/private{part}.py" for part in ("", "_budget", "_model", "_steps")),
     "typer": ("swarm/cli",),
     "rich": ("swarm/cli",),
     "vyper": ("contracts/compile.py",),

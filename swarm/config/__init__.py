@@ -13,6 +13,7 @@ from swarm.config.consortium import (
 from swarm.config.policy import (
     BOUND_RULES,
     CHUNK_RULES,
+    EPSILON,
     EQUAL_ONLY,
     MERGE_RULES,
     POLICY_BYTES_MAX,
@@ -29,6 +30,7 @@ __all__ = [
     "BOUND_RULES",
     "CHUNK_RULES",
     "ENDPOINT_BYTES_MAX",
+    "EPSILON",
     "EQUAL_ONLY",
     "MEMBERS_MAX",
     "MERGE_RULES",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -41,6 +42,9 @@ SERVER_RULES: Mapping[str, tuple[str, ...]] = {
     "fedyogi": ("server_rate", "server_momentum", "server_decay", "server_floor"),
 }
 BEST_MODES = ("max", "min")
+PRIVACY_UNITS = ("record", "patient")
+EPSILON = "swarm.epsilon"
+"""The metric in which a site declares what it has spent of its privacy budget, this submission included."""
 PERSONAL_MAX = 64
 # A policy has some 900 bytes; what a stranger calls one is not parsed beyond this.
 POLICY_BYTES_MAX = 1 << 14
@@ -118,6 +122,16 @@ class Policy:
     """The run is over after so many checkpoints that are no better; 0: after its rounds."""
     min_delta: float = 0.0
     """How much better a checkpoint has to be to count for `patience`."""
+    epsilon: float = 0.0
+    """Differential privacy: what each site may spend in the whole run at most; 0: the run is not private."""
+    delta: float = 0.0
+    """With what chance the bound may fail; below one in as many records, or patients, as a site has."""
+    clip: float = 0.0
+    """How long a record's, or patient's, gradient may be: a longer one is cut to this length."""
+    unit: str = "record"
+    """Whom epsilon protects: one `record`, or one `patient` with all its records."""
+    replace_batchnorm: bool = False
+    """Each BatchNorm of the model is a GroupNorm in this run, from the first checkpoint on."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "personal", tuple(self.personal))  # JSON and TOML have lists
@@ -130,6 +144,15 @@ class Policy:
     def corrects_steps(self) -> bool:
         """Whether every step of training is corrected between the backward pass and the optimizer."""
         return self.proximal > 0 or self.scaffold
+
+    @property
+    def private(self) -> bool:
+        """Whether sites train with differential privacy."""
+        return self.epsilon > 0
+
+    def allows(self, metrics: Mapping[str, float]) -> bool:
+        """Whether a submission with these metrics is within the privacy budget: it has to declare what was spent."""
+        return not self.private or 0 < metrics.get(EPSILON, math.inf) <= self.epsilon
 
     @property
     def reads_metrics(self) -> bool:
@@ -231,6 +254,7 @@ def _check_policy(policy: Policy, where: str) -> None:
         need(0.1 <= getattr(policy, key) <= 30 * 86_400, key, "0.1 seconds to 30 days")
     _check_local(policy, need)
     _check_course(policy, need)
+    _check_private(policy, need)
     weight_sum = MEMBERS_MAX * (policy.weight_max if policy.weights == "samples" else 1)
     if weight_sum * policy.range * 2**policy.step_bits >= 2**63:
         raise ConfigError(
@@ -352,3 +376,25 @@ def _check_course(policy: Policy, need: Callable[[bool, str, str], None]) -> Non
     )
     need(0 <= policy.min_delta < 2**40, "min_delta", "0 or more")
     need(policy.min_delta == 0 or policy.patience > 0, "min_delta", "left out without patience")
+
+
+def _check_private(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What differential privacy asks for, and what would tell of rows beside it."""
+    for key in ("delta", "clip", "unit"):
+        unset = getattr(Policy, key)
+        need(policy.private or getattr(policy, key) == unset, key, f"left out ({unset}) without an epsilon")
+    need(0 <= policy.epsilon <= 1000, "epsilon", "0 (not private) to 1000")
+    need(policy.unit in PRIVACY_UNITS, "unit", f"one of {', '.join(PRIVACY_UNITS)}")
+    if not policy.private:
+        return
+    need(policy.epsilon >= 0.05, "epsilon", "0 (not private), or 0.05 to 1000: less is within the accountant's error")
+    need(1e-12 <= policy.delta <= 0.01, "delta", "1e-12 to 0.01 where a run is private")
+    need(1e-6 <= policy.clip <= 1e6, "clip", "1e-6 to 1000000 where a run is private")
+    need(policy.merge != "sum", "merge", "one that averages where a run is private: no model is trained for a sum")
+    steps = policy.rounds * policy.sync_interval
+    need(steps <= 10_000_000, "rounds", "such that rounds x sync_interval is at most 10000000 steps")
+    for key in ("scaffold", "proximal", "sync_interval_max"):
+        why = "the losses of its rows" if key == "sync_interval_max" else "gradients without noise"
+        need(not getattr(policy, key), key, f"left out where a run is private: it works on {why}")
+    need(policy.best_metric != "loss", "best_metric", "another one where a run is private: no loss is told")
+    need(policy.alarm_metric != "loss", "alarm_metric", "another one where a run is private: no loss is told")

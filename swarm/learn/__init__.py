@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from swarm.learn.callback import SwarmCallback
     from swarm.learn.once import sum_over_members
     from swarm.learn.part import norm_layers
+    from swarm.learn.private_model import replace_batchnorm
     from swarm.learn.state import save_model
     from swarm.learn.statistics import Statistics
 
-__all__ = ["Statistics", "SwarmCallback", "norm_layers", "save_model", "sum_over_members"]
+__all__ = ["Statistics", "SwarmCallback", "norm_layers", "replace_batchnorm", "save_model", "sum_over_members"]
 
 _MODULES = {
     "Statistics": "statistics",
     "SwarmCallback": "callback",
     "norm_layers": "part",
+    "replace_batchnorm": "private_model",
     "save_model": "state",
     "sum_over_members": "once",
 }

@@ -10,21 +10,24 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 
-from swarm.config import load_site
+from swarm.config import EPSILON, load_site
 from swarm.encoding import sha256
 from swarm.errors import ConfigError
 from swarm.learn import resume
 from swarm.learn.attach import Node
 from swarm.learn.part import Part
+from swarm.learn.private import Private
 from swarm.learn.seat import Best, Place, Seat
-from swarm.learn.state import Checkpoint
+from swarm.learn.state import Checkpoint, plain
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class SwarmCallback:
         self._keep = keep
         self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
         self._part: Part | None = None
+        self._private: Private | None = None
         self._place: Place | None = None
         self._metrics: dict[str, float] = {}
         self._forget()
@@ -125,6 +129,49 @@ class SwarmCallback:
             raise
         logger.info("run %s: attached at round %d of %d", self._seat.run, self.round, self.rounds)
 
+    def private(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: DataLoader[Any],
+        *,
+        patients: Sequence[Hashable] | None = None,
+        rows_max: int = 16,
+        assume_spent: bool = False,
+    ) -> tuple[nn.Module, Any, Any]:
+        """Model, optimizer and loader to train with in a run whose members agreed on differential privacy.
+
+        Once, before the first batch. In a run that is not private all three come back as they are. The noise is
+        solved from rounds, sync interval, clip, epsilon and delta of the policy and from how often the loader's batch
+        size draws a row; batches are drawn anew from the whole data set, and may be empty. The model has to be in
+        training mode, and the loss the mean over single rows.
+
+        Args:
+            patients: whose each row of the loader's data set is, where the policy's unit is the patient.
+            rows_max: how many rows of one patient are in a batch at most.
+            assume_spent: the operator's word that the site's file of what was spent is lost: all rounds until now count
+                as spent.
+        Raises:
+            ConfigError: a layer, the loader, or Opacus is not fit for it; names what.
+            StorageError: the file of what this site spent is damaged, or knows less than the ledger.
+        """
+        policy = self._seat.policy
+        if model is not self.model:
+            raise ValueError("`private` takes the model that this callback was made with")
+        if not policy.private:
+            return model, optimizer, loader
+        if self._private is not None or self._batches:
+            raise ValueError("`private` is called once, before the first batch")
+        place = self._here()
+        self._private = Private(
+            plain(model), optimizer, loader, policy, self._seat.spent_path,
+            told=place.epsilon, done=place.round, patients=patients, rows_max=rows_max, assume_spent=assume_spent,
+        )  # fmt: skip
+        if not place.finished and self._private.released(place.round):
+            logger.info("run %s round %d: an update was given away before; waiting", self._seat.run, place.round)
+            self._adopt(self._seat.wait(place), None)
+        return model, self._private.optimizer, self._private.loader
+
     def on_before_optimizer_step(self) -> None:
         """Between `loss.backward()` and `optimizer.step()`, gradients unscaled: correct them as the members agreed.
 
@@ -140,6 +187,8 @@ class SwarmCallback:
     def on_batch_end(self, samples: int, loss: float | None = None) -> bool:
         """Count one batch; at the agreed interval, exchange. True when the model now holds a new checkpoint.
 
+        In a private run neither is told: the weight is the loader's batch size times the batches, and no loss.
+
         Args:
             samples: rows in this batch: the weight of this site's update is their sum, if the policy weighs so.
             loss: this batch's mean loss; the round's mean is recorded with the submission.
@@ -148,6 +197,8 @@ class SwarmCallback:
             ValueError: the update has a value that is not finite; names the tensors. `restart` goes on from the
                 last checkpoint without it.
         """
+        if self._private is not None:
+            samples, loss = self._private.samples, None
         if samples < 1:
             raise ValueError(f"a batch of {samples} samples; at least one is trained on")
         self._batches += 1
@@ -168,13 +219,18 @@ class SwarmCallback:
         Call it before the first batch of a round with what was measured on the checkpoint. What changes the states in
         `keep` between two rounds (`scheduler.step()`) comes before it, or is followed by `save`.
         """
+        reserved = [name for name in metrics if name.startswith("swarm.")]
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)}: names that begin with swarm. are the run's own")
         merged = dict(self._metrics)
         for name, value in metrics.items():
             if math.isfinite(value):
                 merged[name] = float(value)
             else:
                 logger.warning("run %s: the metric %s is %s and is not recorded", self._seat.run, name, value)
-        size = len(json.dumps({"loss": -1.2345678901234567e-100, **merged}, separators=(",", ":")))
+        longest = -1.2345678901234567e-100
+        own = {"loss": longest} | ({EPSILON: longest} if self._agreed_private() else {})
+        size = len(json.dumps({**own, **merged}, separators=(",", ":")))
         if size > METRICS_MAX_BYTES:
             raise ValueError(f"metrics of {size} bytes, the ledger takes {METRICS_MAX_BYTES}: name fewer, or shorter")
         self._metrics = merged
@@ -240,8 +296,11 @@ class SwarmCallback:
         if self._loss_samples:
             metrics["loss"] = self._loss / self._loss_samples
         self._check_told(metrics)
+        private = self._check_private()
         with self._seat.update_file() as path:
             self._write(path)
+            if private is not None:
+                metrics[EPSILON] = private.release(place.round)
             after = self._seat.exchange(place, path, samples=self._samples, metrics=metrics)
         self._adopt(after, None)
 
@@ -271,6 +330,18 @@ class SwarmCallback:
                 "run %s round %d: no %s to judge the checkpoint by; `on_epoch_end` takes it at the start of a round",
                 self._seat.run, self.round, policy.best_metric,
             )  # fmt: skip
+
+    def _agreed_private(self) -> bool:
+        return self._place is not None and self._seat.policy.private
+
+    def _check_private(self) -> Private | None:
+        """What makes this site's steps private, where the members agreed on it."""
+        if self._seat.policy.private and self._private is None:
+            raise ConfigError(
+                f"run {self._seat.run} is private: train with what `swarm.private(model, optimizer, loader)` gives; "
+                "nothing is submitted without it"
+            )
+        return self._private
 
     def _time_is_over(self) -> bool:
         """Whether this site has trained for as long as the members agreed: then it submits what it has."""

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from swarm.config import Policy
 from swarm.errors import ConfigError
-from swarm.learn.state import Checkpoint, State, write_update
+from swarm.learn.private_model import replace_batchnorm
+from swarm.learn.state import Checkpoint, State, plain, write_update
 from swarm.merge.server import CONTROL
 
 PERSONAL, OWN = "personal.", "control."
@@ -35,12 +36,15 @@ class Part:
     """One model under one policy.
 
     Args:
-        model: its parameters and buffers take part, on whatever device they are.
+        model: its parameters and buffers take part, on whatever device they are. Its BatchNorms are replaced in place
+            where the policy says so.
     """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
         self.model = model
         self.policy = policy
+        if policy.replace_batchnorm:
+            replace_batchnorm(plain(model))
         self._base: Checkpoint | None = None
         self._own: dict[str, Tensor] = {}
         """This site's control variates, by parameter; none is zero."""
@@ -119,10 +123,26 @@ class Part:
                 f"training diverged: {', '.join(broken[:5])}, which stays at this site, is not finite; nothing is "
                 "submitted. `restart()` goes back to the last checkpoint"
             )
+        if self.policy.private:
+            self._check_buffers(state)
         tensors = dict(state.tensors)
         if self.policy.scaffold:
             tensors |= {CONTROL + name: value for name, value in self._mean_gradients().items()}
         return write_update(tensors, self.base, path, range_max=self.policy.range)
+
+    def _check_buffers(self, state: State) -> None:
+        """What no noise was added to may not have learned anything."""
+        trained = state.parameters
+        learned = [
+            name
+            for name, value in state.tensors.items()
+            if name not in trained and not torch.equal(value.cpu(), self.base.tensors[name])
+        ]
+        if learned:
+            raise ConfigError(
+                f"{', '.join(learned[:5])} changed in a private run without being trained: no noise was added to it. "
+                "Leave such a layer out, or keep it fixed"
+            )
 
     # --- what a site keeps over a restart
 

@@ -46,6 +46,8 @@ class Place:
     """Batches until the next exchange."""
     best: Best | None
     """The best checkpoint so far, where the members agreed on what is better."""
+    epsilon: float = 0.0
+    """In a private run, the most that the ledger says this site has spent."""
 
 
 class Seat:
@@ -76,6 +78,18 @@ class Seat:
         """A node that was started again does not know that training is attached."""
         logger.info("run %s: the node is back", self.run)
         self.take()
+
+    def wait(self, place: Place) -> Place:
+        """Where the run stands after the round that `place` is at, to which this site has submitted before.
+
+        The current place if the node has no submission of this site there.
+        """
+        return _place(self._node.call("swarm_wait", run=self._id, round=place.round))
+
+    @property
+    def spent_path(self) -> Path:
+        """Where the site writes down what it spent of its privacy budget."""
+        return self.keep_path.with_suffix(".privacy.json")
 
     @property
     def keep_path(self) -> Path:
@@ -145,4 +159,5 @@ def _place(answer: Mapping[str, Any]) -> Place:
         finished=answer["finished"],
         sync_interval=answer["sync_interval"],
         best=None if best is None else Best(best["round"] + 1, best["checkpoint"], best["value"]),
+        epsilon=answer["epsilon"],
     )

@@ -6,6 +6,7 @@ names. A checkpoint is read in place from the store's file, and one tensor at a 
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from swarm.config import Policy, load_policy
 from swarm.errors import ConfigError, StorageError
+from swarm.learn.private_model import replace_batchnorm
 from swarm.merge.schema import Buffer, Schema, check_same, write_file
 from swarm.merge.schema import Tensor as Entry
 from swarm.merge.server import CONTROL, PREFIX, model_schema
@@ -74,7 +76,7 @@ class State:
     """
 
     def __init__(self, model: nn.Module, policy: Policy | None = None) -> None:
-        self._model = _plain(model)
+        self._model = plain(model)
         state = _checked(self._model.state_dict())
         first: dict[tuple[object, ...], str] = {}
         self.names: dict[str, str] = {}
@@ -181,7 +183,8 @@ def save_model(
         model: a module, or tensors (torch or numpy) by name.
         path: the file; one that is there is replaced.
         policy: of the run that is to start from it, or its TOML file: leaves out what stays at the sites (`personal`)
-            and adds the control variates that travel (`scaffold`), all zero. None: the whole model.
+            adds the control variates that travel (`scaffold`), all zero, and puts a GroupNorm in place of each
+            BatchNorm (`replace_batchnorm`); the model itself is left as it is. None: the whole model.
     Raises:
         ConfigError: a value that is no tensor, or has a dtype that cannot be merged; names it.
         StorageError: the file cannot be written.
@@ -189,6 +192,9 @@ def save_model(
     if isinstance(policy, (str, Path)):
         policy = load_policy(Path(policy))
     if isinstance(model, nn.Module):
+        if policy is not None and policy.replace_batchnorm:
+            model = copy.deepcopy(model)
+            replace_batchnorm(plain(model))
         state = State(model, policy)
         tensors, schema = state.tensors, state.schema(scaffold=policy is not None and policy.scaffold)
     else:
@@ -222,7 +228,7 @@ def schema_of(tensors: Mapping[str, Tensor]) -> Schema:
     return Schema.of(Entry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items())
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile` and data-parallel wrappers: its names are the same at every site."""
     while True:
         inner = getattr(model, "_orig_mod", None)

@@ -233,6 +233,7 @@ def _place(checkpoint: Checkpoint) -> dict[str, Any]:
         "path": str(checkpoint.path),
         "finished": checkpoint.finished,
         "sync_interval": checkpoint.sync_interval,
+        "epsilon": checkpoint.epsilon,
         "best": None
         if best is None
         else {"round": best.round, "checkpoint": to_hex(best.checkpoint), "value": best.value},

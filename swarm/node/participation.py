@@ -43,6 +43,7 @@ from swarm.net.transfer import pull
 from swarm.net.transport import Transport
 from swarm.node.masking import Masking, Veil
 from swarm.node.reports import Reports
+from swarm.node.telling import Telling
 from swarm.node.verification import Findings, Verification
 from swarm.rounds import (
     Advance,
@@ -112,6 +113,9 @@ class Effort:
     """Training is attached: this member is awaited in rounds."""
     leads: bool = True
     """It merges when it is its turn."""
+    over_budget: frozenset[Address] | None = None
+    """Of a private run: who submitted in the current round with an epsilon that the policy does not allow, or with
+    none; None before this node looked."""
     unfit: bool = False
     """Its policy is not what the ledger says; said once in the log."""
     submitted: int = -1
@@ -155,6 +159,8 @@ class Participation:
             entropy=entropy,
             transact=self.transact,
         )
+        self.telling = Telling(contracts)
+        """What members told with their submissions."""
         self.efforts: dict[int, Effort] = {}
         self._running: dict[tuple[object, ...], asyncio.Task[None]] = {}
         self._pauses: dict[tuple[object, ...], float] = {}
@@ -247,8 +253,19 @@ class Participation:
                     logger.info(
                         "run %d round %d: closed with checkpoint %s", state.run, before.round, short(state.base)
                     )
+            if self._knows_policy(effort) and effort.policy is not None and effort.policy.private:
+                effort.over_budget = await self._over_budget(effort.policy, state)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+    async def _over_budget(self, policy: Policy, state: RoundState) -> frozenset[Address]:
+        """Who submitted without an epsilon that the policy allows: everybody reads the same on the ledger."""
+        if state.phase is Phase.SUBMIT or not state.submissions:
+            return frozenset()
+        told = await self.telling.now(state.run)
+        # The ledger may be further by now, and a member of this round be missing there: its round is over.
+        members = {s.member for s in state.merged}
+        return frozenset(member for member in members & told.keys() if not policy.allows(told[member]))
 
     async def _read_blind(self, effort: Effort) -> RoundState:
         """The round and its masks as of one block: what is opened depends on both."""
@@ -274,6 +291,10 @@ class Participation:
             if not self._knows_policy(effort):
                 continue
             assert effort.policy is not None
+            if effort.policy.private and effort.over_budget is None:
+                self._head_stale = True
+                self.stir()
+                continue
             if effort.veil is not None:
                 owed |= self._owed_blind(effort, effort.veil, state, now_s, effort.policy)
                 again_s = self.masking.wakes_s(state, effort.veil, effort.policy, now_s)
@@ -367,6 +388,7 @@ class Participation:
             update=effort.update,
             merged=effort.merges.get((state.base, state.merged)),
             unusable=found.unusable,
+            over_budget=effort.over_budget or frozenset(),
             inspected=found.inspected,
             verified=found.verified.get(published, 0),
             wrong=found.wrong.get(published),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from swarm.config import EPSILON
 from swarm.course import Told
 from swarm.encoding import Address
 from swarm.errors import UnavailableError
@@ -20,6 +22,8 @@ class _Run:
     closed: list[Told] = field(default_factory=list)
     open: dict[Address, dict[str, float]] = field(default_factory=dict)
     """Of the round that is not closed."""
+    epsilon: dict[Address, float] = field(default_factory=dict)
+    """The most that each member ever declared to have spent, in submissions that were struck too."""
 
 
 class Telling:
@@ -37,23 +41,37 @@ class Telling:
         Raises:
             UnavailableError: the ledger does not tell of all of them (yet).
         """
+        await self._read()
+        found = [told for told in self._runs.get(run, _Run()).closed if told.round < before]
+        if len(found) != before:
+            raise UnavailableError(f"run {run}: the ledger tells of {len(found)} of {before} closed rounds")
+        return found
+
+    async def now(self, run: int) -> Mapping[Address, Mapping[str, float]]:
+        """What the members told with their submissions of the round that is not closed."""
+        await self._read()
+        return dict(self._runs.get(run, _Run()).open)
+
+    async def epsilon(self, run: int, member: Address) -> float:
+        """The most that a member ever declared to have spent of its privacy budget in a run; 0 if it never did."""
+        await self._read()
+        return self._runs.get(run, _Run()).epsilon.get(member, 0.0)
+
+    async def _read(self) -> None:
         async with self._reading:
             height = await self._contracts.height()
             if height >= self._next_block:
                 for event in await self._contracts.events(self._next_block, height, names=EVENTS):
                     self._hear(event)
                 self._next_block = height + 1
-        found = [told for told in self._runs.get(run, _Run()).closed if told.round < before]
-        if len(found) != before:
-            raise UnavailableError(f"run {run}: the ledger tells of {len(found)} of {before} closed rounds")
-        return found
 
     def _hear(self, event: Event) -> None:
         args = event.args
         here = self._runs.setdefault(int(args["run"]), _Run())
         match event.name:
             case "Submitted":
-                here.open[args["member"]] = decode_metrics(args["metrics"])
+                told = here.open[args["member"]] = decode_metrics(args["metrics"])
+                here.epsilon[args["member"]] = max(here.epsilon.get(args["member"], 0.0), told.get(EPSILON, 0.0))
             case "Struck":
                 here.open.pop(args["member"], None)
             case "RoundRestarted":
