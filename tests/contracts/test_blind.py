@@ -336,6 +336,11 @@ class _Player:
             self._mask(index, "join", self._changed(self.masked.joining(index), sloppy))
         elif state["stage"] == JOINING:
             self._joining(state, index, sloppy)
+        elif shown.phase == Phase.SUBMIT and self.lazy and index == state["number"] % MEMBERS:
+            # It joined and does not come: the round goes on without it.
+            if shown.deadline:
+                self.masked.chain.now_ms = max(self.masked.chain.now_ms, shown.deadline)
+                self._runs(node(index), "advance", 1, shown.round, shown.view)
         elif shown.phase == Phase.SUBMIT:
             self._runs(node(index), "submit", 1, shown.round, digest(shown.round, shown.view, index), 0, b"")
         elif shown.phase == Phase.MERGE and self.chance.random() < 0.8:
@@ -370,12 +375,14 @@ class _Player:
             seeds = [*arguments[4], digest("more")] if sloppy and self.chance.random() < 0.5 else arguments[4]
             self._mask(index, "reveal", (*arguments[:2], survivors, told, seeds))
         else:
-            self._mask(index, *self._shares(state, sloppy))
+            self.masked.chain.now_ms += self.chance.choice([0, MERGE_MS // 2])
+            self._mask(index, *self._shares(state, sloppy or self.chance.random() < 0.3))
 
     def _shares(self, state: dict[str, Any], sloppy: bool) -> tuple[str, tuple[Any, ...]]:
         silent, gone = state["survivors"] & ~state["revealed"], state["frozen"] & ~state["survivors"]
         if sloppy:
-            silent, gone = self.chance.getrandbits(MEMBERS), self.chance.getrandbits(MEMBERS)
+            noise = self.chance.getrandbits(MEMBERS), self.chance.getrandbits(MEMBERS)
+            silent, gone = self.chance.choice([noise, (silent | gone, 0), (0, gone | silent), (gone, gone)])
         both = ([(seat, bytes([seat] * 16)) for seat in range(MEMBERS) if bits >> seat & 1] for bits in (silent, gone))
         return "revealShares", (1, state["number"], *both)
 
