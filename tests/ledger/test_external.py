@@ -433,7 +433,7 @@ def test_where_the_contracts_are_is_written_into_the_table_and_nothing_else(tmp_
     path.write_text(head + 'endpoint = "ws://h:1"  # here\nconfirmations = 4\n' + members)
     write_places(path, Places(b"\x01" * 20, b"\x02" * 20, b"\x03" * 20, 77))
     external = load_swarm(path).external
-    assert external == ExternalConfig("ws://h:1", b"\x01" * 20, b"\x02" * 20, 77, 4)
+    assert external == ExternalConfig("ws://h:1", b"\x01" * 20, b"\x02" * 20, b"\x03" * 20, 77, 4)
     assert path.read_text().startswith(head + "consortium = ")
     assert path.read_text().endswith('block = 77\nendpoint = "ws://h:1"  # here\nconfirmations = 4\n' + members)
     assert [one.name for one in tmp_path.iterdir()] == ["swarm.toml"]
@@ -453,7 +453,7 @@ def test_besu_reads_its_validators_from_the_contract(tmp_path: Path) -> None:
             async with linked(anvil.url) as link:
                 contracts = contracts_at(link, Places(CONSORTIUM, RUNS, BLIND, 0))
                 assert await contracts.validators() == tuple(one.address for one in MEMBERS[:4])
-                external = ExternalConfig(anvil.url, CONSORTIUM, RUNS)
+                external = ExternalConfig(anvil.url, CONSORTIUM, RUNS, BLIND)
                 await ExternalNetwork(link).check(dataclasses.replace(config, external=external))
                 assert await propose(contracts) == 1
 

@@ -180,8 +180,9 @@ class Veiled(World):
         await self.people.agree(self.plan.policy, checkpoint)
         training = [self._start(self._train(site)) for site in self.founders]
         pairs = list(zip(self.founders, training, strict=True))
-        while any(not task.done() and not (site.dishonest or site.gone) for site, task in pairs):
-            await asyncio.sleep(1.0)
+        # A site that is gone in the middle is waited for no longer.
+        while waited := {task for site, task in pairs if not task.done() and not (site.dishonest or site.gone)}:
+            await asyncio.wait(waited, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
         self._check_sums(checkpoint)
 
     async def _train(self, site: Site) -> None:
