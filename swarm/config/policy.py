@@ -41,6 +41,7 @@ SERVER_RULES: Mapping[str, tuple[str, ...]] = {
     "fedadam": ("server_rate", "server_momentum", "server_decay", "server_floor"),
     "fedyogi": ("server_rate", "server_momentum", "server_decay", "server_floor"),
 }
+ENCODINGS = ("float32", "bfloat16", "float16", "int8")
 BEST_MODES = ("max", "min")
 PRIVACY_UNITS = ("record", "patient")
 EPSILON = "swarm.epsilon"
@@ -64,6 +65,8 @@ class Policy:
     """Every coordinate of an update is clipped to ±range before it is merged (for `sum`: refused)."""
     blind: bool = False
     """Updates and weights leave a site masked, and nobody learns more than their sum."""
+    encoding: str = "float32"
+    """How updates travel: as the model has them (`float32`), or every wider float as this. Checkpoints stay whole."""
     norm_max: float = 0.0
     """In a blind run: each member cuts its own update to this length; a longer mean is not merged. 0: no bound."""
     weight_max: int = 1_000_000
@@ -146,6 +149,11 @@ class Policy:
         return self.proximal > 0 or self.scaffold
 
     @property
+    def encoded(self) -> bool:
+        """Whether updates are smaller on the way than the model's tensors."""
+        return self.encoding != "float32"
+
+    @property
     def private(self) -> bool:
         """Whether sites train with differential privacy."""
         return self.epsilon > 0
@@ -162,7 +170,7 @@ class Policy:
     @property
     def by_chunks(self) -> bool:
         """Whether one chunk of the merge takes the same chunk of its inputs and nothing else."""
-        return self.merge in CHUNK_RULES and self.server == "none" and not self.blind
+        return self.merge in CHUNK_RULES and self.server == "none" and not self.blind and not self.encoded
 
     def encode(self) -> bytes:
         """Canonical bytes: JSON, keys sorted, no spaces."""
@@ -247,6 +255,7 @@ def _check_policy(policy: Policy, where: str) -> None:
     need(0 <= policy.verify_all_members <= MEMBERS_MAX, "verify_all_members", f"0 to {MEMBERS_MAX}")
     need(0 <= policy.verify_all_bytes < 2**48, "verify_all_bytes", "0 to 2**48 bytes")
     _check_blind(policy, need)
+    _check_encoding(policy, need)
     _check_merge(policy, need)
     _check_server(policy, need)
     _check_alarm(policy, need)
@@ -297,6 +306,20 @@ def _check_blind(policy: Policy, need: Callable[[bool, str, str], None]) -> None
         need(policy.merge == "mean", "merge", "'mean' where blind = true: only a sum can be taken of masked updates")
         need(policy.submissions_min >= 3, "submissions_min", "3 or more where blind = true: a sum of two hides nothing")
         need(not policy.scaffold, "scaffold", "left out where blind = true: control variates are not masked")
+
+
+def _check_encoding(policy: Policy, need: Callable[[bool, str, str], None]) -> None:
+    """What can travel as less than it is, so that what is lost comes later."""
+    need(policy.encoding in ENCODINGS, "encoding", f"one of {', '.join(ENCODINGS)}")
+    if policy.encoded:
+        wanted = "left out ('float32')"
+        need(not policy.blind, "encoding", f"{wanted} where blind = true: masked updates have an encoding of their own")
+        need(policy.merge != "sum", "encoding", f"{wanted} where merge = 'sum': no later round brings what is lost")
+        need(
+            policy.encoding != "float16" or policy.range <= 65504,
+            "range",
+            "at most 65504 where encoding = 'float16', which holds no more",
+        )
 
 
 def _check_server(policy: Policy, need: Callable[[bool, str, str], None]) -> None:

@@ -17,13 +17,14 @@ import numpy as np
 from swarm.config import Policy
 from swarm.encoding import Digest
 from swarm.merge.disk import Input, in_threads, write_at, written
+from swarm.merge.encoding import BLOCK, blocks_of, decode_int8, update_schema
 from swarm.merge.fixed import Float64s, Int64s, NotFinite, Raw, Seen, load
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.layout import Layout, Segment
 from swarm.merge.report import COMPARED_EVERY, UpdateReport
 from swarm.merge.rules import Block, FloatBlock, Plan, counted_weights, fixed_point, plan_of
 from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
-from swarm.merge.server import MODEL, Optimizer, Server, server_of
+from swarm.merge.server import MODEL, Optimizer, Server, model_schema, server_of
 from swarm.merge.squares import Squares, squares_of
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
@@ -132,13 +133,16 @@ class _Job:
             self._base = self._opened.enter_context(Input(base))
             self._updates = [self._opened.enter_context(Input(path)) for path in updates]
             self._server = server_of(policy)
-            self.layout = Layout.of(Schema.of_file(base), self._server)
+            checkpoint = Schema.of_file(base)
+            self.layout = Layout.of(
+                checkpoint, self._server, updates=update_schema(model_schema(checkpoint), policy.encoding)
+            )
             self.size_bytes = self.layout.merged.size_bytes
             for index, path in enumerate(updates):
                 try:
-                    check_same(self.layout.model, Schema.of_file(path))
+                    check_same(self.layout.updates, Schema.of_file(path))
                 except ValueError as error:
-                    raise BadUpdate(index, str(error)) from error
+                    raise BadUpdate(index, f"{error}{_travels(policy)}") from error
             self._threads = threads
             self._plan = plan_of(policy, self._weights, self)
             self._opened = self._opened.pop_all()
@@ -206,7 +210,7 @@ class _Job:
                 if piece.is_float and piece.kind == MODEL:
                     for row in range(members):
                         with self._blamed(row, piece):
-                            bench.add(row, self._update(row, piece, bench.read), piece.model_dtype, piece.count)
+                            bench.add(row, *self._update(row, piece, bench.read), piece.count)
                     bench.finish(piece.count)
             return bench.take()
 
@@ -254,7 +258,7 @@ class _Job:
         block.start(piece.count)
         for row in range(len(self._updates)):
             with self._blamed(row, piece):
-                seen = block.add(row, self._update(row, piece, bench.read), piece.model_dtype)
+                seen = block.add(row, *self._update(row, piece, bench.read))
                 self._check_range(seen)
             if piece.kind == MODEL:
                 total[row] += seen
@@ -263,8 +267,7 @@ class _Job:
         """Note each update's products with the merged one."""
         length = np.einsum("i,i->", change, change)
         for row, products in enumerate(self._compared[chunk]):
-            raw = self._update(row, piece, bench.read)
-            values = load(raw, piece.model_dtype, bench.values[: piece.count])
+            values = load(*self._update(row, piece, bench.read), bench.values[: piece.count])
             products += np.einsum("i,i->", values, change), np.einsum("i,i->", values, values), length
 
     def _optimize(self, bench: _Bench, optimizer: Optimizer, piece: Segment, change: Float64s, out: Raw) -> None:
@@ -281,10 +284,19 @@ class _Job:
         with self._checked(piece, MODEL):
             optimizer.write(piece.kind, change, before(MODEL), piece.dtype, out)
 
-    def _update(self, row: int, piece: Segment, into: Raw) -> Raw:
-        """An update's elements of a piece."""
-        size = piece.count * ELEMENT_BYTES[piece.model_dtype]
-        return self._updates[row].read(piece.update_place, into[:size])
+    def _update(self, row: int, piece: Segment, room: Raw) -> tuple[Raw, str]:
+        """An update's elements of a piece, and the dtype that they are read in: of int8 what it means, float32."""
+        source, size = self._updates[row], piece.count * ELEMENT_BYTES[piece.update_dtype]
+        if piece.scales_place is None:
+            return source.read(piece.update_place, room[:size]), piece.update_dtype
+        values = room[: 4 * piece.count]
+        block, first = divmod(piece.first, BLOCK)
+        count = blocks_of(first + piece.count)
+        scales, codes = room[len(values) :][: 4 * count], room[len(values) + 4 * count :][:size]
+        source.read(piece.scales_place + 4 * block, scales)
+        source.read(piece.update_place, codes)
+        decode_int8(codes.view(np.int8), scales.view("<f4"), first, values.view("<f4"))
+        return values, "F32"
 
     def _of_base(self, piece: Segment, kind: str, into: Raw) -> Raw:
         """The base's elements of a piece."""
@@ -301,8 +313,8 @@ class _Job:
         try:
             yield
         except NotFinite as error:
-            place = piece.update_place + error.index * ELEMENT_BYTES[piece.model_dtype]
-            raise BadUpdate(row, _where(self.layout.model, place, error)) from error
+            place = piece.update_place + error.index * ELEMENT_BYTES[piece.update_dtype]
+            raise BadUpdate(row, _where(self.layout.updates, place, error)) from error
         except ValueError as error:
             raise BadUpdate(row, str(error)) from error
 
@@ -317,6 +329,10 @@ class _Job:
 
 def _cosine(product: float, one: float, other: float) -> float:
     return product / math.sqrt(one * other) if one > 0 and other > 0 else 0.0
+
+
+def _travels(policy: Policy) -> str:
+    return f" (updates of this run travel as {policy.encoding})" if policy.encoding != "float32" else ""
 
 
 def _where(schema: Schema, place: int, error: NotFinite) -> str:

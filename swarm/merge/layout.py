@@ -1,7 +1,7 @@
 """Where every element of a merged checkpoint comes from: its places in the updates' files and in the base's.
 
 Without an optimizer all three files have the same header, and every place is the same. With one, updates hold the
-model's tensors, and checkpoints the optimizer's state besides.
+model's tensors, and checkpoints the optimizer's state besides. Updates that are encoded have places of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from swarm.merge.encoding import SCALE
 from swarm.merge.schema import ELEMENT_BYTES, FLOATS, Schema, Tensor
 from swarm.merge.server import MODEL, Server, checkpoint_schema, model_schema, state_dtype, state_tensor
 
@@ -27,10 +28,14 @@ class Segment:
     """In the merged checkpoint."""
     model_dtype: str
     update_dtype: str
-    """As updates hold it: the model's, or I32 where they are masked."""
+    """As updates hold it: the model's, I32 where they are masked, or what the run's encoding makes of it."""
     update_place: int
     base_places: Mapping[str, int]
     """Of the same elements in the base, by kind; a base without state has MODEL only."""
+    scales_place: int | None = None
+    """Where updates have the scales of the tensor's blocks, if it travels as int8."""
+    first: int = 0
+    """Which element of its tensor is the first one; kept where there are scales."""
 
     @property
     def stop(self) -> int:
@@ -56,6 +61,7 @@ class Segment:
             base_places={
                 kind: place + first * ELEMENT_BYTES[self.dtype_of(kind)] for kind, place in self.base_places.items()
             },
+            first=self.first + (first if self.scales_place is not None else 0),
         )
 
     def joins(self, other: Segment) -> bool:
@@ -69,6 +75,7 @@ class Layout:
 
     base: Schema
     model: Schema
+    updates: Schema
     merged: Schema
     segments: tuple[Segment, ...]
 
@@ -112,12 +119,13 @@ class Layout:
                 update_dtype=dtypes.get(source.name, source.dtype),
                 update_place=there.get(source.name, 0),
                 base_places={state: here[name] for state, name in names.items() if name in here},
+                scales_place=there.get(SCALE + source.name) if source.dtype in FLOATS else None,
             )
             if segments and segments[-1].joins(segment):
                 segments[-1] = replace(segments[-1], count=segments[-1].count + segment.count)
             else:
                 segments.append(segment)
-        return cls(base, model, merged, tuple(segments))
+        return cls(base, model, updates, merged, tuple(segments))
 
     def pieces(self, start: int, stop: int, block: int) -> Iterator[Segment]:
         """The merged checkpoint's elements between two bytes, at most `block` at once."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swarm.config import Policy
+from swarm.merge.encoding import SCALE, update_schema
 from swarm.merge.fixed import Float64s, Raw, store
 from swarm.merge.mean import add_to_base, load_finite
 from swarm.merge.schema import FLOATS, Schema, Tensor
@@ -155,7 +156,7 @@ def checkpoint_schema(model: Schema, server: Server | None) -> Schema:
 
 def check_genesis(schema: Schema, policy: Policy) -> None:
     """ValueError if no run under this policy can start from such a checkpoint."""
-    reserved = [tensor.name for tensor in schema.tensors if tensor.name.startswith(KEPT)]
+    reserved = [tensor.name for tensor in schema.tensors if tensor.name.startswith((*KEPT, SCALE))]
     if reserved:
         raise ValueError(f"the name {reserved[0]} is kept for what merges carry on; a run starts without it")
     staying = [tensor.name for tensor in schema.tensors if policy.stays(tensor.name)]
@@ -167,3 +168,4 @@ def check_genesis(schema: Schema, policy: Policy) -> None:
     if controls and not policy.scaffold:
         raise ValueError(f"{controls[0]} is a control variate, but the policy has scaffold = false")
     checkpoint_schema(schema, server_of(policy))
+    update_schema(schema, policy.encoding)
