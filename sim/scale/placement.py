@@ -42,7 +42,7 @@ def peers_of(sites: Sequence[Site], scenario: Scenario, kind: str, peers: int) -
         found = dealt(sites, scenario, kind)
         if peers and peers != len(found):
             raise ConfigError(
-                f"--peers {peers}: [scenario] kind {scenario.kind!r} names the shares of {len(found)} sites; leave "
+                f"--peers {peers}: [scenario] kind {scenario.kind!r} says itself that there are {len(found)} sites; leave "
                 f"--peers out, or take another kind ({', '.join(('natural', *DEALT))})"
             )
     check_names([site.name for site in found], scenario)

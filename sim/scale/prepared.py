@@ -136,6 +136,7 @@ def _check_policy(policy: Policy) -> None:
         "scaffold": (policy.scaffold, "a virtual site keeps nothing from round to round"),
         "sync_interval_max": (policy.sync_interval_max > 0, "every round has as many batches here"),
         "work_s": (policy.work_s > 0, "training takes no time of the run here; [scenario] slow makes sites slow"),
+        "epsilon": (policy.private, "no noise is added here"),
         "best_metric": (bool(policy.best_metric), "all rounds are played, and each checkpoint is judged"),
     }
     for key, (is_asked, why) in asked.items():

@@ -58,6 +58,12 @@ class Study:
         self.peers = [Peer(s.name, i, recipe.scaled(s.train.x, self.agreed), s.train.y) for i, s in here]
         self._sites = len(sites)
 
+    def under(self, policy: Policy) -> Study:
+        """The same rows on the same scale under another policy."""
+        found = copy.copy(self)
+        found.policy = policy
+        return found
+
     def present(self, number: int) -> list[Peer]:
         """Who takes part in a round."""
         late, leaves = self.scenario.late, self.scenario.leaves

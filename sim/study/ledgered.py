@@ -1,7 +1,8 @@
 """The swarm as it is: every site a real node, with ledger, contracts, consensus and store, in one process.
 
 Time is virtual and the network is in memory (`sim.loop`, `swarm.net.memory`): training takes real time and no virtual
-time. Sites are well and nothing is lost; `sim.world` is where troubles are.
+time. Nothing is lost; `sim.world` is where troubles are. A site that comes late consents and joins when its round is
+open, one that leaves withdraws; the others submit to a round when everybody who begins or ends with it has done so.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from swarm.ledger.ledger import Ledger
 from swarm.net.memory import MemoryNetwork, MemoryTransport
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.node import Node
-from swarm.node.training import Checkpoint as Place
 from swarm.store import Store
 
 CREATED_MS = 1_700_000_000_000
@@ -71,23 +71,52 @@ async def _run(
     try:
         for node in nodes:
             await node.start()
-        await _agree(study, seed, members, nodes, folder)
-        # All join before the first one submits: nobody is left out of the first round.
-        places = await asyncio.gather(*(node.training.attach(study.policy.name) for node in nodes))
+        run = await _agree(study, seed, members, nodes, folder)
+        gates = Gates(study)
         ends = await asyncio.gather(
             *(
-                _take_part(study, seed, member.peer, node, place, folder, parts[member.peer.name])
-                for member, node, (place, _) in zip(members, nodes, places, strict=True)
+                _take_part(study, seed, member, node, run, folder, parts[member.peer.name], gates)
+                for member, node in zip(members, nodes, strict=True)
             )
         )
-        assert len({digest for digest, _ in ends}) == 1, "sites end with different checkpoints"
-        digest, path = ends[0]
+        stayed = [end for end in ends if end is not None]
+        assert len({digest for digest, _ in stayed}) == 1, "sites end with different checkpoints"
+        digest, path = stayed[0]
         kept = folder / "last"
         kept.write_bytes(path.read_bytes())
         return digest, kept
     finally:
         for node in nodes:
             await node.close()
+
+
+class Gates:
+    """Who has to come or go before anybody submits to a round, so that each round has those whom the scenario says."""
+
+    def __init__(self, study: Study) -> None:
+        rounds = study.policy.rounds
+        come = [study.scenario.late.get(peer.name, 0) for peer in study.peers]
+        go = [study.scenario.leaves.get(peer.name, rounds) for peer in study.peers]
+        self._missing = [come.count(number) + go.count(number) for number in range(rounds)]
+        self._open = [asyncio.Event() for _ in range(rounds)]
+        self._begun = [asyncio.Event() for _ in range(rounds)]
+        self._begun[0].set()
+
+    def pass_on(self, number: int) -> None:
+        """One more has come, or gone."""
+        self._missing[number] -= 1
+        if not self._missing[number]:
+            self._open[number].set()
+
+    async def wait(self, number: int) -> None:
+        """Until all have; the round is open on the ledger."""
+        self._begun[number].set()
+        if self._missing[number]:
+            await self._open[number].wait()
+
+    async def begun(self, number: int) -> None:
+        """Until somebody has seen the round open."""
+        await self._begun[number].wait()
 
 
 def _nodes(members: Sequence[Member], folder: Path, loop: VirtualLoop) -> list[Node]:
@@ -134,27 +163,47 @@ def _nodes(members: Sequence[Member], folder: Path, loop: VirtualLoop) -> list[N
     return [node_of(member) for member in members]
 
 
-async def _agree(study: Study, seed: int, members: Sequence[Member], nodes: Sequence[Node], folder: Path) -> None:
-    """One operator proposes the run, all the others approve it."""
+async def _agree(study: Study, seed: int, members: Sequence[Member], nodes: Sequence[Node], folder: Path) -> int:
+    """The run's number: one operator proposes it, all others who are there from the beginning approve it."""
     first = folder / "genesis"
     save_model(study.recipe.new_model(seed), first, policy=study.policy)
-    genesis = nodes[0].store.put(first.read_bytes())
-    nodes[0].store.put(study.policy.encode())
-    proposal = nodes[0].contracts.propose(study.policy, genesis)
-    await nodes[0].contracts.transact(members[0].operator, proposal, timeout_s=PATIENCE_S)
-    (run,) = await nodes[0].contracts.runs()
-    await asyncio.gather(
-        *(
-            node.contracts.transact(member.operator, node.contracts.approve(run.id), timeout_s=PATIENCE_S)
-            for member, node in list(zip(members, nodes, strict=True))[1:]
-        )
-    )
+    there = [(member, node) for member, node in zip(members, nodes, strict=True) if not _begins(study, member.peer)]
+    (member, node), *others = there
+    genesis = node.store.put(first.read_bytes())
+    node.store.put(study.policy.encode())
+    proposal = node.contracts.propose(study.policy, genesis)
+    await node.contracts.transact(member.operator, proposal, timeout_s=PATIENCE_S)
+    (run,) = await node.contracts.runs()
+    await asyncio.gather(*(_approve(member, node, run.id) for member, node in others))
+    return run.id
+
+
+async def _approve(member: Member, node: Node, run: int) -> None:
+    await node.contracts.transact(member.operator, node.contracts.approve(run), timeout_s=PATIENCE_S)
+
+
+def _begins(study: Study, peer: Peer) -> int:
+    return study.scenario.late.get(peer.name, 0)
 
 
 async def _take_part(
-    study: Study, seed: int, peer: Peer, node: Node, place: Place, folder: Path, part: Part
-) -> tuple[Digest, Path]:
+    study: Study, seed: int, member: Member, node: Node, run: int, folder: Path, part: Part, gates: Gates
+) -> tuple[Digest, Path] | None:
+    """The last checkpoint as a site has it; None if it left before."""
+    peer, begins = member.peer, _begins(study, member.peer)
+    ends = study.scenario.leaves.get(peer.name, study.policy.rounds)
+    if begins:
+        await gates.begun(begins)
+        await _approve(member, node, run)
+    place, _ = await node.training.attach(study.policy.name)
+    gates.pass_on(begins)
     while not place.finished:
+        if place.round == ends:
+            withdrawal = node.contracts.withdraw(run)
+            await node.contracts.transact(member.operator, withdrawal, timeout_s=PATIENCE_S)
+            gates.pass_on(ends)
+            return None
+        await gates.wait(place.round)
         path = folder / f"update-{peer.number}"
         _, weight = update(study, peer, seed, place.round, place.path, path, part)
         _, taken = await node.training.submit(place.run, place.round, path, weight, {})

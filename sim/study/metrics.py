@@ -7,6 +7,7 @@ against scikit-learn, which would take minutes for a bootstrap that this does in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,10 +17,10 @@ Floats: TypeAlias = NDArray[np.float64]
 
 METRICS = {
     "binary": ("auc", "accuracy", "f1", "sensitivity", "specificity", "ece"),
-    "classes": ("auc", "accuracy", "f1", "ece"),
+    "classes": ("auc", "accuracy", "f1", "sensitivity", "specificity", "ece"),
     "survival": ("c_index",),
 }
-"""For more than two classes AUC is the mean of one against the rest, F1 the mean over the classes."""
+"""For more than two classes AUC, F1, sensitivity and specificity are means over the classes, each against the rest."""
 MAIN = {"binary": "auc", "classes": "accuracy", "survival": "c_index"}
 """What a single number stands for in a matrix."""
 BINS = 10
@@ -63,12 +64,16 @@ def measure(kind: str, y: NDArray[Any], outputs: Floats, weights: Floats) -> dic
             "auc": areas.mean(axis=0),
             "accuracy": _share(right, np.ones_like(right), weights),
             "f1": scores.mean(axis=0),
+            "sensitivity": _mean_share([(called == label, y == label) for label in labels], weights),
+            "specificity": _mean_share([(called != label, y != label) for label in labels], weights),
             "ece": calibration_error(right, p.max(axis=1), weights),
         }
 
 
-def why(metric: str) -> str:
+def why(kind: str, metric: str) -> str:
     """Why a metric is not defined where it is not."""
+    if kind == "classes" and metric in ("sensitivity", "specificity"):
+        return "a class has no test row" if metric == "sensitivity" else "all test rows are of one class"
     return {
         "auc": "a class has no test row",
         "f1": "a class has no test row and is never called",
@@ -93,6 +98,10 @@ def _binary(ill: NDArray[np.bool_], p: Floats, weights: Floats) -> dict[str, Flo
 
 def _share(some: NDArray[np.bool_], of: NDArray[np.bool_], weights: Floats) -> Floats:
     return np.asarray((weights @ some) / (weights @ of))
+
+
+def _mean_share(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], weights: Floats) -> Floats:
+    return np.asarray(np.mean([_share(some & of, of, weights) for some, of in pairs], axis=0))
 
 
 def _f1(true: NDArray[np.bool_], called: NDArray[np.bool_], weights: Floats) -> Floats:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import matplotlib
 
+from sim.study.experiment import KINDS
 from sim.study.results import ALL, MEAN, Value
 
 matplotlib.use("svg")
@@ -22,6 +24,10 @@ WORDS = {
     "ece": "calibration error", "c_index": "C-index",
 }  # fmt: skip
 COLORS = {"local": "#888888", "pooled": "#1b7837", "federated": "#2166ac", "swarm": "#d6604d"}
+FURTHER = ("#762a83", "#b8860b", "#01665e", "#c51b7d", "#4d4d4d", "#8c510a", "#35978f", "#542788")
+"""Of further arms, in their order, again from the first one where there are more."""
+CURVES_MAX = 12
+"""How many sites' calibration is drawn; results.json has all."""
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left}
 th{background:#f5f5f5}svg{max-width:100%;height:auto}.note{color:#555}"""
@@ -83,14 +89,38 @@ def groups(found: Mapping[str, Any]) -> Table:
 
 def unseen(found: Mapping[str, Any]) -> Table:
     """Sites that were left out, one at a time, and judged on all of their rows."""
-    arms = [arm for arm in ("local", "pooled", "federated", "swarm") if arm in found["measures"]]
+    arms = list(found["measures"])
     rows = []
     for site, one in found["unseen"].items():
-        known = {name: v["mean"] for name, v in one["models"].items() if "mean" in v}
-        best = max(known, key=lambda name: known[name], default="")
         cells = [cell(one["arms"][arm][found["main"]], interval=True) for arm in arms]
-        rows.append([site, str(one["rows"]), *cells, f"{best} {known[best]:.3f}" if best else "–"])
+        rows.append([site, str(one["rows"]), *cells, _best(one["models"])])
     return ["site that never trained", "rows", *arms, "best local model"], rows
+
+
+def alone(found: Mapping[str, Any]) -> Table:
+    """Each site's own model on all test rows."""
+    names = list(next(iter(found["measures"].values()))[ALL])
+    rows = [[site, *(cell(one[name], interval=True) for name in names)] for site, one in found["alone"].items()]
+    return ["own model of", *(WORDS[name] for name in names)], rows
+
+
+def against(found: Mapping[str, Any]) -> Table:
+    """By how much each arm is better than FedAvg."""
+    scopes = [ALL, MEAN]
+
+    def words(one: Value) -> str:
+        return cell(one, interval=True) + (
+            "" if "undefined" in one else f", above with {one['above']} of {one['seeds']}"
+        )
+
+    rows = [[arm, *(words(one[scope]) for scope in scopes)] for arm, one in found["against"].items()]
+    return ["", *scopes], rows
+
+
+def _best(models: Mapping[str, Value]) -> str:
+    known = {name: one["mean"] for name, one in models.items() if "mean" in one}
+    best = max(known, key=lambda name: known[name], default="")
+    return f"{best} {known[best]:.3f}" if best else "–"
 
 
 def sites(found: Mapping[str, Any]) -> Table:
@@ -110,17 +140,20 @@ def published(found: Mapping[str, Any]) -> Table:
     """Others' figures beside ours."""
     rows = []
     for one in found["published"]:
-        ours = found["measures"].get("swarm", {}).get(one["scope"], {}).get(one["metric"])
-        rows.append(
-            [
-                one["what"],
-                WORDS.get(one["metric"], one["metric"]),
-                one["value"],
-                cell(ours) if ours else "–",
-                one["differs"],
-            ]
-        )
-    return ["published", "metric", "there", "swarm here", "on", "what differs"], rows
+        metric, scope = one["metric"], one["scope"]
+        there = [one["value"], one["alone"] or "–", one["pooled"] or "–"]
+        here = [_ours(found, arm, scope, metric) for arm in ("swarm", "local", "pooled")]
+        own = [site[metric]["mean"] for site in found["alone"].values() if "mean" in site.get(metric, {})]
+        if scope == ALL and own:
+            here[1] += f"; {min(own):.3f} to {max(own):.3f}"
+        rows.append([one["what"], WORDS.get(metric, metric), *there, *here, scope, one["differs"]])
+    columns = ["there", "single sites there", "pooled there", "swarm here", "own models here", "pooled here"]
+    return ["published", "metric", *columns, "on", "what differs"], rows
+
+
+def _ours(found: Mapping[str, Any], arm: str, scope: str, metric: str) -> str:
+    one = found["measures"].get(arm, {}).get(scope, {}).get(metric)
+    return cell(one) if one else "–"
 
 
 def markdown(table: Table) -> str:
@@ -130,41 +163,74 @@ def markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """The whole report: one HTML document that asks nobody for anything."""
-    settings = found["experiment"]
-    policy, scenario = settings["policy"], settings["scenario"]
+def tables(found: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Every table that there is something for, with its title."""
     main = WORDS[found["main"]]
     names = list(next(iter(found["measures"].values()))[ALL])
-    parts = [
-        f"<h1>{escape(settings['name'])}</h1>",
-        f"<p>{len(found['sites'])} sites, {settings['seeds']} seeds, {policy['rounds']} rounds of "
-        f"{policy['sync_interval']} batches, merge {escape(policy['merge'])}, scenario {escape(scenario['kind'])}. "
-        "Numbers are mean ± deviation over the seeds; in brackets, where 95 % of other samples of the test rows would "
-        "lie. On all test rows <i>local</i> is the mean over the sites' own models; at a site it is the site's own."
-        "</p>",
-        _html(overview(found)),
-        _forest(found),
-        "<h2>The sites</h2>" + _html(sites(found)),
-        *(f"<h2>{WORDS[name]} by site</h2>" + _html(by_site(found, name)) for name in names),
-        f"<h2>{main} of every model at every site</h2>" + _html(matrix(found)) + _heat(found),
+    always = [
+        ("The arms", overview(found)),
+        ("The sites", sites(found)),
+        *((f"{WORDS[name]} by site", by_site(found, name)) for name in names),
+        (f"{main} of every model at every site", matrix(found)),
     ]
     further: list[tuple[str, str, Callable[[Mapping[str, Any]], Table]]] = [
+        ("alone", "Each site's own model on all test rows", alone),
         ("gain", f"Gain in {main} at home over the own model", gains),
+        ("against", f"{main} better than that of FedAvg (federated)", against),
         ("groups", f"{main} by subgroup", groups),
         ("unseen", f"{main} at a site that never trained", unseen),
         ("published", "Published figures", published),
     ]
-    parts += [f"<h2>{title}</h2>" + _html(table(found)) for key, title, table in further if found[key]]
+    return always + [(title, table(found)) for key, title, table in further if found[key]]
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole report: one HTML document that asks nobody for anything."""
+    settings = found["experiment"]
+    policy = settings["policy"]
+    shown = {title: f"<h2>{escape(title)}</h2>{_html(table)}" for title, table in tables(found)}
+    shown["The arms"] = _html(overview(found)) + _forest(found)
+    heat = f"{WORDS[found['main']]} of every model at every site"
+    shown[heat] += _heat(found)
+    parts = [
+        f"<h1>{escape(settings['name'])}</h1>",
+        f"<p>{len(found['sites'])} sites, {settings['seeds']} seeds, {policy['rounds']} rounds of "
+        f"{policy['sync_interval']} batches, merge {escape(policy['merge'])}. Scenario: {escape(scenario(settings))}. "
+        "Numbers are mean ± deviation over the seeds; in brackets, where 95 % of other samples of the test rows would "
+        "lie. On all test rows <i>local</i> is the mean over the sites' own models; at a site it is the site's own."
+        "</p>",
+        *(
+            f"<p><i>{escape(name)}</i> is a swarm with {escape(_said(v))}.</p>"
+            for name, v in settings["variants"].items()
+        ),
+        *shown.values(),
+    ]
     if found["calibration"]:
         parts.append("<h2>Calibration</h2>" + _calibration(found))
-    ends = [f"<li>seed {seed}: <code>{digest}</code></li>" for seed, digest in found["checkpoints"].items() if digest]
+    ends = [
+        f"<li>seed {seed}, {escape(arm)}: <code>{digest}</code></li>"
+        for seed, digests in found["checkpoints"].items()
+        for arm, digest in digests.items()
+    ]
     if ends:
         parts.append(f"<h2>The swarm's last checkpoints</h2><ul>{''.join(ends)}</ul>")
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(settings['name'])}</title>"
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def scenario(settings: Mapping[str, Any]) -> str:
+    """Who has which rows and who is there when, in a line."""
+    asked = dict(settings["scenario"])
+    kind = asked.pop("kind")
+    taken = {key for keys in KINDS.values() for key in keys}
+    told = {key: value for key, value in asked.items() if (key in KINDS[kind] if key in taken else value)}
+    return f"{kind}, {_said(told)}" if told else str(kind)
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
 
 
 def _html(table: Table) -> str:
@@ -179,14 +245,15 @@ def _forest(found: Mapping[str, Any]) -> str:
     """The main metric of every arm at every site, with intervals."""
     scopes = [ALL, MEAN, *(site["name"] for site in found["sites"])]
     arms = list(found["measures"])
-    figure, axes = plt.subplots(figsize=(9, 0.5 + 0.45 * len(scopes)))
+    colors = _colors(found)
+    figure, axes = plt.subplots(figsize=(9, 0.5 + (0.2 + 0.07 * len(arms)) * len(scopes)))
     for number, arm in enumerate(arms):
         for place, scope in enumerate(scopes):
             one = found["measures"][arm].get(scope, {}).get(found["main"], {})
             if "mean" in one:
-                at = place + (number - (len(arms) - 1) / 2) * 0.18
-                axes.plot([one.get("low", one["mean"]), one.get("high", one["mean"])], [at, at], color=COLORS[arm])
-                axes.plot(one["mean"], at, "o", color=COLORS[arm], label=arm if place == 0 else None)
+                at = place + (number - (len(arms) - 1) / 2) * 0.72 / len(arms)
+                axes.plot([one.get("low", one["mean"]), one.get("high", one["mean"])], [at, at], color=colors[arm])
+                axes.plot(one["mean"], at, "o", color=colors[arm], label=arm if place == 0 else None)
     axes.set_yticks(range(len(scopes)), scopes)
     axes.invert_yaxis()
     axes.set_xlabel(WORDS[found["main"]])
@@ -206,14 +273,30 @@ def _heat(found: Mapping[str, Any]) -> str:
 
 
 def _calibration(found: Mapping[str, Any]) -> str:
-    figure, axes = plt.subplots(figsize=(5, 5))
-    axes.plot([0, 1], [0, 1], ":", color="#aaaaaa")
-    for arm, curve in found["calibration"].items():
-        axes.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "o-", color=COLORS[arm], label=arm)
-    axes.set_xlabel("what the model says")
-    axes.set_ylabel("what is seen")
-    axes.legend()
+    """What models say against what is seen: on all test rows, and at home at the first sites."""
+    colors = _colors(found)
+    scopes = [ALL, *(site["name"] for site in found["sites"])][: 1 + CURVES_MAX]
+    across = min(len(scopes), 4)
+    down = -(-len(scopes) // across)
+    figure, fields = plt.subplots(down, across, figsize=(3 * across, 3 * down), squeeze=False, sharex=True, sharey=True)
+    for scope, axes in zip(scopes, fields.flat, strict=False):
+        axes.plot([0, 1], [0, 1], ":", color="#aaaaaa")
+        axes.set_title(scope, fontsize="medium")
+        for arm, curves in found["calibration"].items():
+            if scope in curves:
+                said, seen, _ = zip(*curves[scope], strict=True)
+                axes.plot(said, seen, "o-", markersize=3, color=colors[arm], label=arm)
+    for axes in list(fields.flat)[len(scopes) :]:
+        axes.set_axis_off()
+    figure.supxlabel("what the model says")
+    figure.supylabel("what is seen")
+    fields[0, 0].legend(fontsize="small")
     return _svg(figure)
+
+
+def _colors(found: Mapping[str, Any]) -> dict[str, str]:
+    further = [arm for arm in found["measures"] if arm not in COLORS]
+    return COLORS | {arm: FURTHER[number % len(FURTHER)] for number, arm in enumerate(further)}
 
 
 def _svg(figure: Any) -> str:

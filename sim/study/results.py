@@ -32,12 +32,12 @@ class Judge:
     """Judges models on the test rows of one experiment."""
 
     def __init__(self, prepared: Prepared, done: Sequence[Done]) -> None:
-        self._kind = prepared.recipe.KIND
+        self.kind = prepared.recipe.KIND
         self._count = prepared.experiment.bootstrap
         self._sites = prepared.sites
         self._done = done
-        self.arms = prepared.experiment.arms
-        self.main = metrics.MAIN[self._kind]
+        self.arms = prepared.experiment.all_arms
+        self.main = metrics.MAIN[self.kind]
         self.training = [site.name for site in prepared.sites if site.trains]
         self.rows: dict[str, Rows] = {site.name: site.test for site in prepared.sites}
         self.whole = together(list(self.rows.values()))
@@ -71,15 +71,16 @@ class Judge:
         ((_, rows),) = judged_on(self._sites, found[0].job)
         return {model: self._draws(rows, [self._of(d, model, [site]) for d in found]) for model in found[0].outputs}
 
-    def curve(self, arm: str) -> list[tuple[float, float, int]]:
-        """Calibration on all test rows, the outputs of all seeds and models together."""
+    def curve(self, arm: str, site: str = "") -> list[tuple[float, float, int]]:
+        """Calibration on all test rows or at home at a site, the outputs of all seeds and models together."""
         chances, truths = [], []
-        y = self.whole.y.numpy()
+        y = (self.rows[site] if site else self.whole).y.numpy()
+        models = [f"local {site}"] if arm == "local" and site else self.models(arm)
         for one in self._calm:
-            for model in self.models(arm):
-                p = metrics.probabilities(self._kind, self._of(one, model, list(self.rows)))
-                chances.append(p if self._kind == "binary" else p.max(axis=1))
-                truths.append(y > 0 if self._kind == "binary" else p.argmax(axis=1) == y)
+            for model in models:
+                p = metrics.probabilities(self.kind, self._of(one, model, [site] if site else list(self.rows)))
+                chances.append(p if self.kind == "binary" else p.max(axis=1))
+                truths.append(y > 0 if self.kind == "binary" else p.argmax(axis=1) == y)
         return metrics.calibration_curve(np.concatenate(truths), np.concatenate(chances))
 
     def _of(self, one: Done, model: str, sites: Sequence[str]) -> Floats:
@@ -87,8 +88,8 @@ class Judge:
 
     def _draws(self, rows: Rows, outputs: Sequence[Floats]) -> Draws:
         weights = metrics.draws(len(rows), self._count, seed=len(rows))
-        found = [metrics.measure(self._kind, rows.y.numpy(), one, weights) for one in outputs]
-        return {name: np.stack([one[name] for one in found]) for name in metrics.METRICS[self._kind]}
+        found = [metrics.measure(self.kind, rows.y.numpy(), one, weights) for one in outputs]
+        return {name: np.stack([one[name] for one in found]) for name in metrics.METRICS[self.kind]}
 
 
 def mean_of(many: Sequence[Draws]) -> Draws:
@@ -98,15 +99,16 @@ def mean_of(many: Sequence[Draws]) -> Draws:
         return {name: np.nanmean([one[name] for one in many], axis=0) for name in many[0]}
 
 
-def value(draws: Floats, metric: str, *, bounded: bool = True) -> Value:
+def value(draws: Floats, metric: str, kind: str = "", *, bounded: bool = True) -> Value:
     """(seeds, draws), of which the first is the estimate, in a few numbers.
 
     Args:
+        kind: the recipe's, for the reason where there is no number.
         bounded: whether what is measured lies between 0 and 1.
     """
     estimates, others = draws[:, 0], draws[:, 1:].mean(axis=0)
     if not np.isfinite(estimates).all():
-        return {"undefined": metrics.why(metric)}
+        return {"undefined": metrics.why(kind, metric)}
     mean = float(estimates.mean())
     found: Value = {"mean": mean, "deviation": float(estimates.std(ddof=1)) if len(estimates) > 1 else 0.0}
     others = others[np.isfinite(others)]
@@ -117,42 +119,77 @@ def value(draws: Floats, metric: str, *, bounded: bool = True) -> Value:
     return {key: round(number, 6) for key, number in found.items()}
 
 
-def values(draws: Draws, *, bounded: bool = True) -> dict[str, Value]:
+def values(draws: Draws, kind: str = "", *, bounded: bool = True) -> dict[str, Value]:
     """Every metric in a few numbers."""
-    return {metric: value(one, metric, bounded=bounded) for metric, one in draws.items()}
+    return {metric: value(one, metric, kind, bounded=bounded) for metric, one in draws.items()}
 
 
 def results(prepared: Prepared, done: Sequence[Done]) -> dict[str, Any]:
     """All that `results.json` holds: equal for equal experiments, without times."""
-    judge = Judge(prepared, done)
+    judge, kind = Judge(prepared, done), prepared.recipe.KIND
     sites, arms = list(judge.rows), judge.arms
     home = {arm: {site: judge.at_home(arm, site) for site in sites} for arm in arms}
+    whole = {model: judge.on_all(model) for arm in arms for model in judge.models(arm)}
+    overall = {
+        arm: {
+            ALL: mean_of([whole[model] for model in judge.models(arm)]),
+            MEAN: mean_of([one for one in home[arm].values() if one is not None]),
+        }
+        for arm in arms
+    }
     measures = {
         arm: {
-            ALL: values(mean_of([judge.on_all(model) for model in judge.models(arm)])),
-            MEAN: values(mean_of([one for one in home[arm].values() if one is not None])),
-            **{site: values(one) for site, one in home[arm].items() if one is not None},
+            **{scope: values(draws, kind) for scope, draws in overall[arm].items()},
+            **{site: values(one, kind) for site, one in home[arm].items() if one is not None},
         }
         for arm in arms
     }
     return {
         "experiment": prepared.experiment.settings,
-        "kind": prepared.recipe.KIND,
+        "kind": kind,
         "main": judge.main,
-        "sites": [_site(site, prepared.recipe.KIND) for site in prepared.sites],
+        "sites": [_site(site, kind) for site in prepared.sites],
         "measures": measures,
+        "alone": {site: values(whole[f"local {site}"], kind) for site in judge.training} if "local" in arms else {},
+        "against": _against(overall, judge),
         "matrix": {
-            model: {site: value(judge.on_site(model, site)[judge.main], judge.main) for site in sites}
+            model: {site: value(judge.on_site(model, site)[judge.main], judge.main, kind) for site in sites}
             for arm in arms
             for model in judge.models(arm)
         },
         "gain": _gains(home, judge) if "local" in arms else {},
-        "groups": _groups(judge),
-        "unseen": {site: _unseen(judge, site) for site in judge.training if judge.on_stranger(site)},
-        "calibration": {} if prepared.recipe.KIND == "survival" else {arm: judge.curve(arm) for arm in arms},
-        "checkpoints": {str(one.job.seed): one.checkpoint for one in done if not one.job.left_out},
+        "groups": _groups(judge, kind),
+        "unseen": {site: _unseen(judge, site, kind) for site in judge.training if judge.on_stranger(site)},
+        "calibration": {} if kind == "survival" else {arm: _curves(judge, arm) for arm in arms},
+        "checkpoints": {str(one.job.seed): dict(one.checkpoints) for one in done if not one.job.left_out},
         "published": [asdict(one) for one in prepared.experiment.published],
     }
+
+
+def _against(overall: Mapping[str, Mapping[str, Draws]], judge: Judge) -> dict[str, Any]:
+    """By how much each arm is better than FedAvg, seed by seed on the same rows, and with how many seeds it is."""
+    if "federated" not in overall:
+        return {}
+    found: dict[str, Any] = {}
+    for arm, scopes in overall.items():
+        if arm == "federated":
+            continue
+        found[arm] = {}
+        for scope, draws in scopes.items():
+            better = draws[judge.main] - overall["federated"][scope][judge.main]
+            above = int((better[:, 0] > 0).sum())
+            found[arm][scope] = {
+                **value(better, judge.main, judge.kind, bounded=False),
+                "above": above,
+                "seeds": len(better),
+            }
+    return found
+
+
+def _curves(judge: Judge, arm: str) -> dict[str, list[tuple[float, float, int]]]:
+    """Calibration on all test rows, and at home at each site that has a model of the arm."""
+    sites = judge.training if arm == "local" else list(judge.rows)
+    return {ALL: judge.curve(arm), **{site: judge.curve(arm, site) for site in sites}}
 
 
 def _site(site: Any, kind: str) -> dict[str, Any]:
@@ -175,11 +212,11 @@ def _gains(home: Mapping[str, Mapping[str, Draws | None]], judge: Judge) -> dict
             mine, other = home["local"][site], home[arm][site]
             assert mine is not None
             assert other is not None
-            found[arm][site] = value(other[judge.main] - mine[judge.main], judge.main, bounded=False)
+            found[arm][site] = value(other[judge.main] - mine[judge.main], judge.main, judge.kind, bounded=False)
     return found
 
 
-def _groups(judge: Judge) -> dict[str, dict[str, Any]]:
+def _groups(judge: Judge, kind: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for column, members in judge.whole.groups.items():
         for group in sorted(set(members)):
@@ -187,22 +224,22 @@ def _groups(judge: Judge) -> dict[str, dict[str, Any]]:
             arms = {arm: mean_of([judge.on_all(m, index) for m in judge.models(arm)]) for arm in judge.arms}
             found[f"{column}: {group}"] = {
                 "rows": int(index.sum()),
-                "arms": {arm: values(one) for arm, one in arms.items()},
+                "arms": {arm: values(one, kind) for arm, one in arms.items()},
             }
     return found
 
 
-def _unseen(judge: Judge, site: str) -> dict[str, Any]:
+def _unseen(judge: Judge, site: str, kind: str) -> dict[str, Any]:
     """How models that never saw a site do there, and how the local ones of the other sites do."""
     found = judge.on_stranger(site)
-    shown = {arm: values(found[arm]) for arm in judge.arms if arm != "local"}
+    shown = {arm: values(found[arm], kind) for arm in judge.arms if arm != "local"}
     alone = {name: draws for name, draws in found.items() if name.startswith("local ")}
     if alone:
-        shown["local"] = values(mean_of(list(alone.values())))
+        shown["local"] = values(mean_of(list(alone.values())), kind)
     return {
         "rows": len(together([rows for one, rows in _both(judge, site)])),
         "arms": shown,
-        "models": {name: value(draws[judge.main], judge.main) for name, draws in alone.items()},
+        "models": {name: value(draws[judge.main], judge.main, kind) for name, draws in alone.items()},
     }
 
 

@@ -55,6 +55,8 @@ def dealt(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
         ConfigError: the rows do not allow the scenario.
     """
     train, test = together([site.train for site in sites]), together([site.test for site in sites])
+    if scenario.kind == "group":
+        return _by_group(train, test, scenario.by)
     count = len(scenario.shares) or scenario.sites
     chance = np.random.default_rng(PLACEMENT)
     if kind == "survival" and scenario.kind not in ("even", "sizes"):
@@ -75,6 +77,19 @@ def dealt(sites: Sequence[Site], scenario: Scenario, kind: str) -> list[Site]:
         Site(f"site-{number + 1}", train.pick(sorted(mine)), test.pick(sorted(tested)))
         for number, (mine, tested) in enumerate(zip(parts, tests, strict=True))
     ]
+
+
+def _by_group(train: Rows, test: Rows, by: str) -> list[Site]:
+    """One site for each subgroup, its test rows with it."""
+    if by not in train.groups:
+        some = f"there are {', '.join(train.groups)}" if train.groups else "it knows none"
+        raise ConfigError(f"[scenario] by = {by!r}: the recipe tells rows not apart by it; {some}")
+
+    def of(rows: Rows, group: str) -> Rows:
+        return rows.pick([place for place, one in enumerate(rows.groups[by]) if one == group])
+
+    groups = sorted({*train.groups[by], *test.groups[by]})
+    return [Site(group, of(train, group), of(test, group)) for group in groups]
 
 
 def _classes(rows: Rows, kind: str) -> np.ndarray:
@@ -126,14 +141,17 @@ def _without_class(classes: np.ndarray, scenario: Scenario, chance: np.random.Ge
 
 
 def _by_prevalence(classes: np.ndarray, scenario: Scenario, chance: np.random.Generator) -> list[list[int]]:
-    """Equal sizes, as large as the rarer class allows; the share of class 1 is as asked."""
+    """Sizes in the proportions that are asked for, as large as the rarer class allows; so is the share of class 1."""
     if set(np.unique(classes)) - {0, 1}:
         raise ConfigError("[scenario] kind 'prevalence' is for two classes")
     ones, zeros = (chance.permutation(np.flatnonzero(classes == label)).tolist() for label in (1, 0))
-    ill, well = sum(scenario.shares), sum(1 - share for share in scenario.shares)
-    size = int(min(len(ones) / ill if ill else np.inf, len(zeros) / well if well else np.inf))
+    proportions = scenario.sizes or (1.0,) * len(scenario.shares)
+    planned = list(zip(scenario.shares, proportions, strict=True))
+    ill, well = sum(share * part for share, part in planned), sum((1 - share) * part for share, part in planned)
+    unit = min(len(ones) / ill if ill else np.inf, len(zeros) / well if well else np.inf)
     parts: list[list[int]] = []
-    for share in scenario.shares:
+    for share, part in planned:
+        size = int(part * unit)
         wanted = min(round(share * size), size)
         parts.append([ones.pop() for _ in range(min(wanted, len(ones)))])
         parts[-1] += [zeros.pop() for _ in range(min(size - wanted, len(zeros)))]

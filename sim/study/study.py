@@ -14,14 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from sim.study import arms, ledgered
-from sim.study.experiment import Experiment
+from sim.study.experiment import Experiment, Scenario
 from sim.study.scenario import placed
+from swarm.config import Policy
 from swarm.errors import ConfigError
 from swarm.learn import save_model
 from swarm.learn.part import Part
 from swarm.learn.recipes import Recipe, Site, load_recipe, sites_of, together
 from swarm.learn.state import Checkpoint
 from swarm.merge import merge_files
+from swarm.quorum import quorum
+
+NOT_PLAYED = {
+    "sync_interval_max": "then sites train for unlike lengths of time, and arms could not be compared",
+    "patience": "then arms train for unlike lengths of time, and could not be compared",
+    "work_s": "training takes no time of the run here; [scenario] slow makes sites slow",
+    "blind": "updates are not masked here; the same policy without it merges to the same sum",
+    "epsilon": "no noise is added here",
+}
+"""What a policy may ask for and a comparison does not do, and why."""
 
 Outputs = Mapping[str, Mapping[str, list[list[float]]]]
 """By model, by site, (rows, outputs)."""
@@ -46,8 +57,8 @@ class Done:
 
     job: Job
     outputs: Outputs
-    checkpoint: str
-    """The swarm's last, in hex; empty where the swarm is not among the arms."""
+    checkpoints: Mapping[str, str]
+    """The last of each arm that is a swarm, in hex."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +81,24 @@ def prepare(experiment: Experiment) -> Prepared:
     sites = placed(sites_of(recipe), experiment.scenario, recipe.KIND)
     training = [site.name for site in sites if site.trains]
     left_out = training if experiment.leave_one_out and len(training) > 2 else []
-    if "swarm" in experiment.arms:
-        _check_merges(experiment, recipe, sites, ["", *left_out])
+    for policy in [experiment.policy][: "swarm" in experiment.arms] + list(experiment.variants.values()):
+        _check_merges(policy, experiment.scenario, recipe, sites, ["", *left_out])
+    if experiment.ledger_seeds:
+        _check_consents(experiment.scenario, training)
     jobs = [Job(seed, name) for seed in range(experiment.seeds) for name in ["", *left_out]]
     return Prepared(experiment, recipe, sites, jobs)
 
 
-def _check_merges(experiment: Experiment, recipe: Recipe, sites: Sequence[Site], left_out: Sequence[str]) -> None:
+def _check_merges(
+    policy: Policy, scenario: Scenario, recipe: Recipe, sites: Sequence[Site], left_out: Sequence[str]
+) -> None:
     """Merge updates that change nothing, as many as there will be: what would fail in the middle fails now."""
-    policy, scenario, counts = experiment.policy, experiment.scenario, {}
-    for key in ("sync_interval_max", "patience", "work_s"):
+    counts: dict[int, str] = {}
+    for key, why in NOT_PLAYED.items():
         if getattr(policy, key):
             raise ConfigError(
-                f"the policy {policy.name} has {key} = {getattr(policy, key)}: then sites train for unlike lengths of "
-                "time, and the arms could not be compared; leave it out here"
+                f"the policy {policy.name} has {key} = {getattr(policy, key)}: {why}; leave it out here ([policy] and "
+                "[arms.NAME] change a policy)"
             )
     for name in left_out:
         training = [site.name for site in sites if site.trains and site.name != name]
@@ -108,6 +123,16 @@ def _check_merges(experiment: Experiment, recipe: Recipe, sites: Sequence[Site],
                 merge_files(folder / "base", [folder / "update"] * count, [1] * count, policy, folder / "merged")
             except ValueError as error:
                 raise ConfigError(f"{when} the policy {policy.name} cannot merge {count} updates: {error}") from error
+
+
+def _check_consents(scenario: Scenario, training: Sequence[str]) -> None:
+    """A run opens on the ledger when a quorum of the members has consented; late sites consent when they come."""
+    there = sum(name not in scenario.late for name in training)
+    if there < quorum(len(training)):
+        raise ConfigError(
+            f"[scenario] late: {len(training) - there} of {len(training)} sites come late, and a run opens with the "
+            f"consent of {quorum(len(training))}; leave ledger_seeds out, or let fewer be late"
+        )
 
 
 def run(prepared: Prepared, folder: Path, *, resume: bool, tell: Callable[[Job, str], None]) -> list[Done]:
@@ -139,7 +164,7 @@ def run(prepared: Prepared, folder: Path, *, resume: bool, tell: Callable[[Job, 
                 document = _work(prepared, job, partial(tell, job))
                 path.with_suffix(".new").write_text(json.dumps(document))
                 path.with_suffix(".new").replace(path)
-            done.append(Done(job, document["outputs"], document["checkpoint"]))
+            done.append(Done(job, document["outputs"], document["checkpoints"]))
     return done
 
 
@@ -155,28 +180,29 @@ def _work(prepared: Prepared, job: Job, tell: Callable[[str], None]) -> dict[str
     experiment, recipe, sites = prepared.experiment, prepared.recipe, prepared.sites
     study = arms.Study(recipe, experiment.policy, experiment.scenario, sites, job.left_out)
     models: dict[str, nn.Module] = {}
-    at_home: Mapping[str, nn.Module] = {}
-    checkpoint = ""
-    for arm in experiment.arms:
+    at_home: dict[str, Mapping[str, nn.Module]] = {}
+    checkpoints: dict[str, str] = {}
+    for arm in experiment.all_arms:
         tell(arm)
         if arm == "local":
             models |= {f"local {name}": model for name, model in arms.local(study, job.seed).items()}
-        elif arm == "swarm":
-            ledger = job.seed in experiment.ledger_seeds and not job.left_out
-            trained = ledgered.swarm(study, job.seed) if ledger else arms.swarm(study, job.seed)
-            models[arm], checkpoint, at_home = trained.model, trained.checkpoint.hex(), trained.at_home
-        else:
+        elif arm in ("pooled", "federated"):
             models[arm] = (arms.pooled if arm == "pooled" else arms.federated)(study, job.seed)
+        else:
+            ledger = arm == "swarm" and job.seed in experiment.ledger_seeds and not job.left_out
+            here = study.under(experiment.policy_of(arm))
+            trained = ledgered.swarm(here, job.seed) if ledger else arms.swarm(here, job.seed)
+            models[arm], at_home[arm], checkpoints[arm] = trained.model, trained.at_home, trained.checkpoint.hex()
     judged = {site.name: rows.x for site, rows in judged_on(sites, job)}
     return {
         "outputs": {
             model: {
-                name: _finite(study.outputs(at_home.get(name, one) if model == "swarm" else one, x), model, job)
+                name: _finite(study.outputs(at_home.get(model, {}).get(name, one), x), model, job)
                 for name, x in judged.items()
             }
             for model, one in models.items()
         },
-        "checkpoint": checkpoint,
+        "checkpoints": checkpoints,
     }
 
 

@@ -27,7 +27,7 @@ def compare(
 ) -> None:
     """Compare training alone, in one place, with a fixed server, and as a swarm: same rows, same seeds.
 
-    Writes results.json, report.html, table.md and times.json. Ctrl-C loses no finished job; --resume goes on.
+    Writes results.json, report.html, tables.md and times.json. Ctrl-C loses no finished job; --resume goes on.
     """
     files, study, results, report = (_of_checkout(name) for name in ("experiment", "study", "results", "report"))
     settings = files.load_experiment(experiment)
@@ -64,14 +64,15 @@ def _of_checkout(name: str) -> Any:
 
 
 def _run(study: Any, prepared: Any, folder: Path, *, resume: bool) -> Any:
-    arms = len(prepared.experiment.arms)
+    names = prepared.experiment.all_arms
+    arms = len(names)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=screen.err) as progress:
         bar = progress.add_task("begins", total=arms * len(prepared.jobs))
         place = {job: number for number, job in enumerate(prepared.jobs)}
 
         def tell(job: Any, arm: str) -> None:
-            at = arms * place[job] + prepared.experiment.arms.index(arm)
+            at = arms * place[job] + names.index(arm)
             progress.update(bar, completed=at, description=f"{job.name}: {arm}")
 
         done = study.run(prepared, folder, resume=resume, tell=tell)
@@ -82,5 +83,6 @@ def _run(study: Any, prepared: Any, folder: Path, *, resume: bool) -> Any:
 def _write(folder: Path, found: Any, report: Any, *, seconds: float) -> None:
     (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (folder / "report.html").write_text(report.page(found))
-    (folder / "table.md").write_text(report.markdown(report.overview(found)))
+    written = (f"## {title}\n\n{report.markdown(table)}" for title, table in report.tables(found))
+    (folder / "tables.md").write_text("\n".join(written))
     (folder / "times.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")

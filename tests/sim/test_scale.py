@@ -247,7 +247,7 @@ def test_small_sites_differ_in_their_mixture_the_more_the_smaller_alpha_is() -> 
         ("--peers 3", "", "4 sites, which are cut"),
         ("--peers 1", "", "2 to 16384"),
         ("--peers 300", '[scenario]\nkind = "dirichlet"\nsites = 4\n', "have none"),
-        ("--peers 6", '[scenario]\nkind = "sizes"\nshares = [0.5, 0.5]\n', "shares of 2 sites"),
+        ("--peers 6", '[scenario]\nkind = "sizes"\nshares = [0.5, 0.5]\n', "there are 2 sites"),
         ("--institutions 5", "", "2 to 128"),
         ("--peers 200 --institutions 129", "", "2 to 128"),
         ("--share 0", "", "above 0"),
@@ -269,10 +269,21 @@ def test_what_cannot_work_is_said_before_anything_is_trained(
     assert not (tmp_path / "out" / "parts").exists()
 
 
-@pytest.mark.parametrize("setting", ["blind = true\nmerge = 'mean'", "scaffold = true", 'personal = ["bias"]'])
-def test_a_policy_that_is_not_simulated_is_refused(setting: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError):
-        prepare(Request(write(tmp_path, policy=setting + "\n")))
+NOT_SIMULATED = {
+    "blind": "blind = true\nsubmissions_min = 3\nmerge = 'mean'",
+    "scaffold": "scaffold = true\nmerge = 'mean'",
+    "personal": 'personal = ["bias"]',
+    "work_s": "work_s = 1.0",
+    "sync_interval_max": "sync_interval_max = 9",
+    "best_metric": 'best_metric = "auc"',
+    "epsilon": "epsilon = 8.0\ndelta = 1e-3\nclip = 1.0",
+}
+
+
+@pytest.mark.parametrize("key", NOT_SIMULATED)
+def test_a_policy_that_is_not_simulated_is_refused(key: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"the policy \w+ says {key} = "):
+        prepare(Request(write(tmp_path, policy=NOT_SIMULATED[key] + "\n")))
 
 
 def test_a_model_that_the_machine_cannot_hold_is_refused_with_the_numbers(tmp_path: Path) -> None:

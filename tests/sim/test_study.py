@@ -274,7 +274,7 @@ def test_a_merge_that_does_not_suit_is_refused_before_anything_is_trained(tmp_pa
 def test_a_site_that_tests_one_class_has_no_area_and_the_table_says_so() -> None:
     sites = [replace(s, test=s.test.pick([i for i in range(len(s.test)) if s.test.y[i] == 1])) for s in SITES[:1]]
     prepared = study.Prepared(replace(QUICK, seeds=1), HEART, [*sites, *SITES[1:]], [study.Job(0)])
-    found = results(prepared, [study.Done(study.Job(0), _even(prepared), "")])
+    found = results(prepared, [study.Done(study.Job(0), _even(prepared), {})])
     assert found["measures"]["swarm"]["cleveland"]["auc"] == {"undefined": "a class has no test row"}
     assert "undefined: a class has no test row" in page(found)
 

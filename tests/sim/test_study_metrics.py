@@ -42,7 +42,12 @@ def test_more_classes_are_judged_as_scikit_learn_does(seed: int) -> None:
     for draw, weight in enumerate(weights):
         wanted = roc_auc_score(y, p, multi_class="ovr", sample_weight=weight)
         assert found["auc"][draw] == pytest.approx(wanted)
-        assert found["f1"][draw] == pytest.approx(f1_score(y, p.argmax(1), average="macro", sample_weight=weight))
+        called = p.argmax(1)
+        assert found["f1"][draw] == pytest.approx(f1_score(y, called, average="macro", sample_weight=weight))
+        recall = recall_score(y, called, average="macro", sample_weight=weight)
+        assert found["sensitivity"][draw] == pytest.approx(recall)
+        spared = [recall_score(y != label, called != label, sample_weight=weight) for label in range(4)]
+        assert found["specificity"][draw] == pytest.approx(np.mean(spared))
 
 
 def test_who_is_at_greater_risk_goes_first() -> None:
