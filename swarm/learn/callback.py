@@ -123,7 +123,8 @@ class SwarmCallback:
         try:
             place = self._seat.take()
             self._part = Part(self.model, self._seat.policy)
-            self._adopt(place, self._kept(place))
+            self._adopt(place, self._kept(place, self._seat.keep_path))
+            self._recall_losses(place)
         except BaseException:
             self._seat.leave()
             raise
@@ -299,9 +300,15 @@ class SwarmCallback:
         private = self._check_private()
         with self._seat.update_file() as path:
             self._write(path)
+            self._keep_losses(place)
             if private is not None:
                 metrics[EPSILON] = private.release(place.round)
+            began_s = time.monotonic()
             after = self._seat.exchange(place, path, samples=self._samples, metrics=metrics)
+            self._track(place.round, metrics, time.monotonic() - began_s)
+        if not after.taken:
+            self._at_work().forget_update()
+            self._keep_losses(place)
         self._adopt(after, None)
 
     def _write(self, path: Path) -> None:
@@ -348,14 +355,34 @@ class SwarmCallback:
         work_s = self._seat.policy.work_s
         return work_s > 0 and time.monotonic() - self._began_s >= work_s
 
-    def _kept(self, place: Place) -> resume.Kept | None:
-        """What this site kept of the run, if it did and it can be of this run."""
-        kept = resume.read(self._seat.keep_path)
+    def _kept(self, place: Place, path: Path) -> resume.Kept | None:
+        """What this site kept of the run in a file, if it did and it can be of this run."""
+        kept = resume.read(path)
         digest = sha256(self._seat.policy.encode()).hex()
         if kept is not None and (kept.policy != digest or kept.round > place.round):
-            logger.warning("run %s: %s is of another run and is left alone", self._seat.run, self._seat.keep_path)
+            logger.warning("run %s: %s is of another run and is left alone", self._seat.run, path)
             return None
         return kept
+
+    def _keep_losses(self, place: Place) -> None:
+        """Before anybody sees an update: what encoding takes, with it and without it."""
+        policy, path = self._seat.policy, self._seat.lost_path
+        if policy.encoded:
+            tensors = self._at_work().kept_losses()
+            digest = sha256(policy.encode()).hex()
+            resume.write(path, resume.Kept(digest, place.round, place.checkpoint, {}, tensors, {}))
+
+    def _recall_losses(self, place: Place) -> None:
+        """Go on with what encoding took before. An update of a round that is over is held to be taken."""
+        if not self._seat.policy.encoded:
+            return
+        path = self._seat.lost_path
+        kept = self._kept(place, path)
+        if kept is not None:
+            try:
+                self._at_work().restore_losses(kept.tensors, taken=kept.round < place.round)
+            except ConfigError as error:
+                raise ConfigError(f"{error}; remove {path} to go on without it") from error
 
     def _adopt(self, place: Place, kept: resume.Kept | None) -> None:
         """Take over a place's checkpoint; with `kept`, go on as training that ended there would have."""

@@ -24,12 +24,15 @@ from torch import Tensor, nn
 
 from swarm.config import Policy
 from swarm.errors import ConfigError
+from swarm.learn.encoded import write_encoded
 from swarm.learn.private_model import replace_batchnorm
 from swarm.learn.state import Checkpoint, State, plain, write_update
 from swarm.merge.server import CONTROL
 
 PERSONAL, OWN = "personal.", "control."
 """Before the names of what a site keeps: its personal tensors, its own control variates."""
+BEFORE, AFTER = "before.", "after."
+"""Before the names of what encoding lost until the last update, and with it."""
 
 
 class Part:
@@ -50,11 +53,16 @@ class Part:
         """This site's control variates, by parameter; none is zero."""
         self._personal: dict[str, Tensor] = {}
         """What stayed here, as it was when the checkpoint was taken."""
+        self.lost: Mapping[str, Tensor] = {}
+        """What encoding took from the updates until the checkpoint, by tensor; the next update brings it."""
+        self.losing: Mapping[str, Tensor] = {}
+        """The same with the update that was written last: it is `lost` once a checkpoint is adopted."""
         self._parameters: Mapping[str, nn.Parameter] = {}
         self._anchors: dict[str, Tensor] = {}
         self._drifts: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
+        self._called = False
 
     @property
     def base(self) -> Checkpoint:
@@ -72,6 +80,7 @@ class Part:
         state.load(checkpoint, scaffold=self.policy.scaffold)
         if self._steps and self.policy.scaffold:
             self._own = self._mean_gradients()
+        self.lost, self.losing = self.losing or self.lost, {}
         self._base = checkpoint
         self._personal = {name: value.detach().clone() for name, value in state.personal.items()}
         self._begin(state)
@@ -81,14 +90,24 @@ class Part:
         state = State(self.model, self.policy)
         state.load(self.base, scaffold=self.policy.scaffold)
         state.load_personal(self._personal)
+        self.forget_update()
         self._begin(state)
+
+    def forget_update(self) -> None:
+        """The update that was written last was not taken: what it lost was lost with all of it."""
+        self.losing = {}
 
     @torch.no_grad()
     def correct(self) -> None:
         """Correct the gradients of one step, between the backward pass and the optimizer.
 
-        Gradients are expected at their true size: a `GradScaler` unscales them first.
+        Gradients are expected at their true size: a `GradScaler` unscales them first. Where one is not finite the
+        scaler makes no step, so nothing is corrected or counted; without a scaler `write` refuses what comes of it.
         """
+        self._called = True
+        gradients = [one.grad for one in self._parameters.values() if one.grad is not None]
+        if not all(one.layout != torch.strided or _finite(one) for one in gradients):
+            return
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
             if gradient is None:
@@ -109,7 +128,7 @@ class Part:
             ConfigError: the model does not fit the run any more, or no step was corrected.
             ValueError: a change is not finite, or what stays at the site is not; names the tensors.
         """
-        if self.policy.corrects_steps and not self._steps:
+        if self.policy.corrects_steps and not self._called:
             what = "scaffold" if self.policy.scaffold else "proximal"
             raise ConfigError(
                 f"the members agreed on {what} = {getattr(self.policy, what)!r}, but no step was corrected: call "
@@ -128,7 +147,12 @@ class Part:
         tensors = dict(state.tensors)
         if self.policy.scaffold:
             tensors |= {CONTROL + name: value for name, value in self._mean_gradients().items()}
-        return write_update(tensors, self.base, path, range_max=self.policy.range)
+        if not self.policy.encoded:
+            return write_update(tensors, self.base, path, range_max=self.policy.range)
+        beyond, self.losing = write_encoded(
+            tensors, self.base, path, range_max=self.policy.range, encoding=self.policy.encoding, lost=self.lost
+        )
+        return beyond
 
     def _check_buffers(self, state: State) -> None:
         """What no noise was added to may not have learned anything."""
@@ -171,9 +195,29 @@ class Part:
         state.load_personal(self._personal)
         self._begin(state)
 
+    def kept_losses(self) -> dict[str, Tensor]:
+        """What encoding lost, before and after the update that was written last."""
+        before = {BEFORE + name: value for name, value in self.lost.items()}
+        return before | {AFTER + name: value for name, value in (self.losing or self.lost).items()}
+
+    def restore_losses(self, kept: Mapping[str, Tensor], *, taken: bool) -> None:
+        """Take over what encoding lost: with the update that was written last, if that was taken.
+
+        Raises:
+            ConfigError: it is of another model; names what differs.
+        """
+        which = AFTER if taken else BEFORE
+        found = {name.removeprefix(which): value for name, value in kept.items() if name.startswith(which)}
+        for name, value in found.items():
+            base = self.base.tensors.get(name)
+            if base is None or value.shape != (base.numel(),) or value.dtype not in (torch.float32, torch.float64):
+                raise ConfigError(f"what encoding lost of {name}, as this site kept it, is not of this model")
+        self.lost, self.losing = found, {}
+
     def _begin(self, state: State) -> None:
         """No step was made since the checkpoint."""
         self._steps = 0
+        self._called = False
         if not self.policy.corrects_steps:
             return
         self._parameters = state.parameters
@@ -187,6 +231,9 @@ class Part:
                 self._sums[name] = torch.zeros_like(value, dtype=_wide(value.dtype))
 
     def _mean_gradients(self) -> dict[str, Tensor]:
+        """This site's control variates after its steps; as they were where there was no step."""
+        if not self._steps:
+            return {name: self._own.get(name, torch.zeros_like(value)) for name, value in self._parameters.items()}
         return {name: (total / self._steps).to(self._parameters[name].dtype) for name, total in self._sums.items()}
 
 

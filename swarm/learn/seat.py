@@ -9,7 +9,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Place:
     """Batches until the next exchange."""
     best: Best | None
     """The best checkpoint so far, where the members agreed on what is better."""
+    taken: bool = True
+    """The round before took this site's update, if it handed one in."""
     epsilon: float = 0.0
     """In a private run, the most that the ledger says this site has spent."""
 
@@ -92,6 +94,11 @@ class Seat:
         return self.keep_path.with_suffix(".privacy.json")
 
     @property
+    def lost_path(self) -> Path:
+        """Where the site keeps what encoding took from its updates."""
+        return self.keep_path.with_suffix(".lost.safetensors")
+
+    @property
     def keep_path(self) -> Path:
         """Where the site keeps what training needs beside the checkpoint."""
         return self._node.site.folder / "training" / f"{self._id}.safetensors"
@@ -128,8 +135,8 @@ class Seat:
             if not answer["submitted"]:
                 after = _place(self._node.call("swarm_wait", run=self._id, round=place.round))
                 if after.finished:
-                    return after
-                after = self.take()  # the others wait for this site again
+                    return replace(after, taken=False)
+                after = replace(self.take(), taken=False)  # the others wait for this site again
                 logger.warning(
                     "run %s round %d: closed without this site's update, which came too late; going on from round %d",
                     self.run, place.round, after.round,

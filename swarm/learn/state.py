@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from swarm.config import Policy, load_policy
 from swarm.errors import ConfigError, StorageError
+from swarm.learn.adapter import adapter_of, has_adapter
 from swarm.learn.private_model import replace_batchnorm
+from swarm.merge.encoding import SCALE
 from swarm.merge.schema import Buffer, Schema, check_same, write_file
 from swarm.merge.schema import Tensor as Entry
 from swarm.merge.server import CONTROL, PREFIX, model_schema
@@ -66,7 +68,7 @@ class Checkpoint:
 
 
 class State:
-    """What a model holds now: references into it, not copies.
+    """What a model holds now: references into it, not copies. Of a PEFT model it is the adapter.
 
     Args:
         policy: of the run: names what stays at the site, and whether control variates travel. None: all travels.
@@ -77,6 +79,8 @@ class State:
 
     def __init__(self, model: nn.Module, policy: Policy | None = None) -> None:
         self._model = plain(model)
+        if has_adapter(self._model):
+            self._model = adapter_of(self._model)
         state = _checked(self._model.state_dict())
         first: dict[tuple[object, ...], str] = {}
         self.names: dict[str, str] = {}
@@ -141,37 +145,56 @@ def _staying(names: Mapping[str, str], policy: Policy | None) -> list[str]:
     return staying
 
 
+class Change:
+    """What each tensor of a state changed since a checkpoint, one at a time, and what is wrong with it.
+
+    Float tensors are state - base in their own dtype, all others the state's value.
+
+    Args:
+        range_max: how far a value may change before the merge clips it.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], base: Checkpoint, range_max: float) -> None:
+        self._state = state
+        self._base = base
+        self._range_max = range_max
+        self._broken: list[str] = []
+        self.beyond: list[str] = []
+        """The tensors that changed by more than the range, of those asked for so far."""
+
+    def of(self, name: str) -> Tensor:
+        """On the CPU; a tensor of its own where it holds floats."""
+        value = self._state[name].detach().cpu()
+        if not value.is_floating_point():
+            return value
+        update = value - self._base.tensors[name]
+        if update.numel():
+            low, high = (float(bound) for bound in update.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                self._broken.append(f"{name} ({int((~update.isfinite()).sum())} of {update.numel()} values)")
+            elif max(-low, high) > self._range_max:
+                self.beyond.append(name)
+        return update
+
+    def check_finite(self) -> None:
+        """ValueError names the tensors asked for whose change is not finite."""
+        if self._broken:
+            raise ValueError(
+                f"training diverged: the update is not finite in {_some(self._broken)}; it is not submitted. Lower the "
+                "learning rate, clip the gradients, or look for bad rows; `restart()` goes back to the last checkpoint"
+            )
+
+
 def write_update(state: Mapping[str, Tensor], base: Checkpoint, path: Path, *, range_max: float) -> list[str]:
     """Write what `state` changed since `base`; the names of the tensors that changed by more than `range_max`.
-
-    Float tensors hold state - base in their own dtype, all others the state's value.
 
     Raises:
         ValueError: the change is not finite; names the tensors.
     """
-    broken: list[str] = []
-    beyond: list[str] = []
-
-    def change(name: str) -> Tensor:
-        value = state[name].detach().cpu()
-        if not value.is_floating_point():
-            return value
-        update = value - base.tensors[name]
-        if update.numel():
-            low, high = (float(bound) for bound in update.aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                broken.append(f"{name} ({int((~update.isfinite()).sum())} of {update.numel()} values)")
-            elif max(-low, high) > range_max:
-                beyond.append(name)
-        return update
-
-    _write(path, base.schema, change)
-    if broken:
-        raise ValueError(
-            f"training diverged: the update is not finite in {_some(broken)}; it is not submitted. Lower the learning "
-            "rate, clip the gradients, or look for bad rows; `restart()` goes back to the last checkpoint"
-        )
-    return beyond
+    change = Change(state, base, range_max)
+    write_tensors(path, base.schema, change.of)
+    change.check_finite()
+    return change.beyond
 
 
 def save_model(
@@ -206,7 +229,7 @@ def save_model(
             return torch.zeros_like(tensors[name.removeprefix(CONTROL)]).cpu()
         return tensors[name].detach().cpu()
 
-    _write(Path(path), schema, value)
+    write_tensors(Path(path), schema, value)
 
 
 def as_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -248,6 +271,8 @@ def _checked(values: Mapping[str, Any]) -> dict[str, Tensor]:
             faults.append(f"{name} is a {type(value).__name__}, not a tensor")
         elif name.startswith(PREFIX):
             faults.append(f"{name} has a name that is kept for the state of a run's optimizer")
+        elif name.startswith(SCALE):
+            faults.append(f"{name} has a name that is kept for the scales of encoded updates")
         elif name.startswith(CONTROL):
             faults.append(f"{name} has a name that is kept for SCAFFOLD's control variates")
         elif nn.parameter.is_lazy(value) or value.is_meta:
@@ -273,7 +298,8 @@ def _view(data: mmap.mmap, offset: int, entry: Entry) -> Tensor:
     return flat.reshape(entry.shape)
 
 
-def _write(path: Path, schema: Schema, value: Callable[[str], Tensor]) -> None:
+def write_tensors(path: Path, schema: Schema, value: Callable[[str], Tensor]) -> None:
+    """Write a file of tensors that are made one at a time, in the schema's order; StorageError if it cannot be."""
     try:
         write_file(path, schema, _Lazily(schema, value))
     except OSError as error:

@@ -1,7 +1,7 @@
 """How updates become one checkpoint: whole-number arithmetic on canonical files, the same bytes everywhere."""
 
 from swarm.merge.compare import Difference, first_difference
-from swarm.merge.files import BadUpdate, Merged, check_update, merge, merge_chunks, merge_files
+from swarm.merge.files import BadUpdate, Merged, check_update, merge, merge_chunks, merge_files, update_size
 from swarm.merge.report import UpdateReport, standing_out
 from swarm.merge.schema import Schema, Tensor, check_same, write_file
 from swarm.merge.server import check_genesis
@@ -21,5 +21,6 @@ __all__ = [
     "merge_chunks",
     "merge_files",
     "standing_out",
+    "update_size",
     "write_file",
 ]

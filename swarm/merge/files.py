@@ -118,6 +118,15 @@ def check_update(base: Path, update: Path, policy: Policy) -> UpdateReport:
         return job.reports()[0]
 
 
+def update_size(base: Path, policy: Policy) -> int:
+    """Bytes of every update of a round that starts from this checkpoint.
+
+    Raises:
+        ValueError: the base is not a canonical checkpoint.
+    """
+    return update_schema(model_schema(Schema.of_file(base)), policy.encoding).size_bytes
+
+
 class _Job:
     """The open files of a merge, what is done with them, and what was seen so far."""
 

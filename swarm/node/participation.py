@@ -35,7 +35,7 @@ from swarm.errors import ConfigError, PeerError, RejectedError, StorageError, Un
 from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
-from swarm.merge import BadUpdate, Merged, merge
+from swarm.merge import BadUpdate, Merged, merge, update_size
 from swarm.merge.blind.blob import BLOB_BYTES_MAX
 from swarm.merge.blind.merging import BadVector
 from swarm.merkle import chunk_count
@@ -504,6 +504,8 @@ class Participation:
         """The size of an update on this round's checkpoint."""
         if effort.run.blind:
             return max(self.masking.size_max(state.base), self._store.size(state.base))
+        if effort.policy is not None and effort.policy.encoded:
+            return update_size(self._store.path(state.base), effort.policy)
         return self._store.size(state.base)
 
     async def _submit(self, duty: Submit) -> None:
