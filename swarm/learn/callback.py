@@ -303,9 +303,7 @@ class SwarmCallback:
             self._keep_losses(place)
             if private is not None:
                 metrics[EPSILON] = private.release(place.round)
-            began_s = time.monotonic()
             after = self._seat.exchange(place, path, samples=self._samples, metrics=metrics)
-            self._track(place.round, metrics, time.monotonic() - began_s)
         if not after.taken:
             self._at_work().forget_update()
             self._keep_losses(place)
