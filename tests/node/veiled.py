@@ -200,7 +200,7 @@ class Veiled(World):
 
         place = await take()
         while not place.finished:
-            await asyncio.sleep(chance.uniform(0.5, 1.5))
+            await asyncio.sleep(chance.uniform(0.5, 4.5))
             place = await self._exchange(site, place, chance, again, take)
 
     async def _exchange(
