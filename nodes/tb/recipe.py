@@ -21,11 +21,11 @@ Part = tuple[Tensor, Tensor, dict[str, list[str]]]
 def load() -> dict[str, dict[str, Part]]:
     """The six cohorts in the fixed split."""
     sites = {name: load_one(name) for name in COHORTS}
-    return {name: {"train": _part(site.train), "test": _part(site.test)} for name, site in sites.items()}
+    return {name: {"train": _part(site.train, name), "test": _part(site.test, name)} for name, site in sites.items()}
 
 
-def _part(rows: Rows) -> Part:
-    return rows.x, rows.y, {}
+def _part(rows: Rows, cohort: str) -> Part:
+    return rows.x, rows.y, {"cells": ["PBMC" if cohort == "brazil_pbmc" else "whole blood"] * len(rows)}
 
 
 def agree(parts: Sequence[tuple[Tensor, Tensor]]) -> Scaling:

@@ -42,8 +42,8 @@ def peers_of(sites: Sequence[Site], scenario: Scenario, kind: str, peers: int) -
         found = dealt(sites, scenario, kind)
         if peers and peers != len(found):
             raise ConfigError(
-                f"--peers {peers}: [scenario] kind {scenario.kind!r} says itself that there are {len(found)} sites; leave "
-                f"--peers out, or take another kind ({', '.join(('natural', *DEALT))})"
+                f"--peers {peers}: by [scenario] kind {scenario.kind!r} there are {len(found)} sites; leave --peers "
+                f"out, or take another kind ({', '.join(('natural', *DEALT))})"
             )
     check_names([site.name for site in found], scenario)
     empty = [site.name for site in found if not len(site.train)]
