@@ -175,6 +175,7 @@ class Private:
 
         from swarm.learn.private_steps import Draws, PrivateLoader, PrivateOptimizer
 
+        model.register_forward_pre_hook(_refuse_unprepared)
         hooks = GradSampleHooks(model, strict=False)
         hooks.forbid_grad_accumulation()
         batches = PrivateLoader(loader, Draws(units, self.rate, rows_max, source), max(round(1 / self.rate), 1))
@@ -186,6 +187,11 @@ class Private:
 
     def _count(self) -> None:
         self._pending += 1
+
+
+def _refuse_unprepared(model: nn.Module, _: object) -> None:
+    if torch.is_grad_enabled() and not model.training:
+        raise ValueError("a private model trains after model.train(), and is judged under torch.no_grad()")
 
 
 def _chance() -> np.random.Generator:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -81,36 +81,36 @@ def noise_for(*, epsilon: float, delta: float, rate: float, steps: int, spent: S
         ConfigError: what was spent leaves nothing for these steps.
     """
 
-    def by(accountant: Callable[[Sequence[Steps], float], float], noise: float) -> float:
-        return accountant([*spent, Steps(noise, rate, steps)], delta)
+    def reached(noise: float) -> float:
+        return epsilon_of([*spent, Steps(noise, rate, steps)], delta)
 
-    # The RDP accountant is quick and its answer a few per cent too high: the PRV accountant is asked from there on.
-    high = 1.0
-    while by(epsilon_by_rdp, high) > epsilon and high < NOISE_MAX:
-        high *= 2
-    low = 0.0
-    while high < NOISE_MAX and high - low > 0.01 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if by(epsilon_by_rdp, middle) > epsilon else (low, middle)
-    high = min(high, 64.0)  # below about 0.1 the RDP accountant has no answer
-    low = high / 2
-    reached = by(epsilon_of, high)
-    while reached > epsilon:
-        low, high = high, 1.25 * high if high < 64 else 2 * high
+    if spent and epsilon_of(spent, delta) >= epsilon:
+        raise _spent_up(epsilon, delta, steps, spent)
+    low = high = 1.0
+    above = below = reached(1.0)
+    while below > epsilon:
+        low, above, high = high, below, 2 * high
         if high > NOISE_MAX:
-            raise ConfigError(
-                f"no noise lets {steps} steps more end at epsilon {epsilon:g} and delta {delta:g}"
-                + (f" after {epsilon_of(spent, delta):.3f} was spent" if spent else "")
-            )
-        reached = by(epsilon_of, high)
-    while epsilon - reached > TOLERANCE and high - low > 1e-4 * high:
-        middle = (low + high) / 2
-        found = by(epsilon_of, middle)
+            raise _spent_up(epsilon, delta, steps, spent)
+        below = reached(high)
+    while above <= epsilon:
+        high, below, low = low, above, low / 2
+        above = reached(low)
+    while epsilon - below > TOLERANCE and high - low > 1e-4 * high:
+        # Between the two epsilon falls about as a power of the noise.
+        share = math.log(above / (epsilon - TOLERANCE / 2)) / math.log(above / below) if math.isfinite(above) else 0.5
+        middle = low * (high / low) ** min(max(share, 0.1), 0.9)
+        found = reached(middle)
         if found > epsilon:
-            low = middle
+            low, above = middle, found
         else:
-            high, reached = middle, found
+            high, below = middle, found
     return high
+
+
+def _spent_up(epsilon: float, delta: float, steps: int, spent: Sequence[Steps]) -> ConfigError:
+    before = f" after {epsilon_of(spent, delta):.3f} was spent" if spent else ""
+    return ConfigError(f"no noise lets {steps} steps more end at epsilon {epsilon:g} and delta {delta:g}{before}")
 
 
 @cache

@@ -164,7 +164,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             rows = getattr(parameter, "grad_sample", None)
             if not isinstance(rows, Tensor):
-                raise ValueError("no gradients of single rows: call model.train(), and go backward once a batch")
+                raise ValueError("no gradients of single rows: forward and backward once a batch, before each step")
             if len(rows) != len(groups):
                 raise ValueError(
                     f"gradients of {len(rows)} rows, but the loader drew {len(groups)}: a step takes the whole batch "
