@@ -22,6 +22,7 @@ from sim.world import Outcome, run
 
 COMMANDS = {
     "attack": "sim.attack.__main__",
+    "blind": "sim.blind.__main__",
     "consensus": "sim.consensus",
     "liveness": "sim.liveness",
     "tamper": "sim.tamper",

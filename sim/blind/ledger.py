@@ -57,7 +57,8 @@ class Ledger:
 
     Args:
         reach: the members that can hear each other now, of which a quorum has to decide a block.
-        told: hears of every call as soon as others can see it.
+        about: hears of every call before others can see it.
+        told: and as soon as they can.
         decided: hears of every call that a block took, with its events.
     """
 
@@ -68,6 +69,7 @@ class Ledger:
         *,
         clock: Callable[[], float],
         reach: Callable[[], frozenset[Address]],
+        about: Callable[[Address, Call], None],
         told: Callable[[Address, Call], None],
         decided: Callable[[Address, Call, list[tuple[str, dict[str, Any]]]], None],
     ) -> None:
@@ -75,6 +77,7 @@ class Ledger:
         self._chance = chance
         self._clock = clock
         self._reach = reach
+        self.about = about
         self._told = told
         self._decided = decided
         self.blocks = [self._show()]
@@ -291,6 +294,7 @@ class Window:
         """As `Contracts.transact`: returns when this node has the block that took the call."""
         clock = asyncio.get_running_loop().time
         until_s = clock() + timeout_s
+        self._ledger.about(self._me, call)
         await asyncio.sleep(self._ledger._chance.uniform(0.0, 0.02))
         waiting = self._ledger.send(self._me, call)
         while not waiting.height or self._ledger.heights[self._me] < waiting.height:

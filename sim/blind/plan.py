@@ -10,11 +10,11 @@ from swarm.quorum import faults_max
 from swarm.rounds import submissions_needed
 
 STEPS = (
-    "set_key", "join", "confirm", "freeze", "made", "logged", "offer", "submit", "reveal", "reveal_shares", "publish",
+    "set_key", "join", "confirm", "freeze", "made", "logged", "submit", "reveal", "reveal_shares", "publish",
     "attest", "report_missing", "advance",
 )  # fmt: skip
-"""Where members die. Calls and offers: before and right after others can see them; `made` and `logged`: between a
-vector's bytes, its log entry and the store."""
+"""Where members die. Calls: before and right after others can see them; `made` and `logged`: between a vector's
+bytes, its log entry and its submission."""
 LIARS = (
     "wrong secret", "mute", "bad shares", "outside", "withholds", "hides blob", "drops edges", "wrong seeds",
     "false shares", "two sets", "other kind", "garbage", "wrong sum", "slander",

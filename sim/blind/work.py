@@ -27,7 +27,7 @@ from swarm.merkle import digest_of
 from swarm.node.mask_log import MaskLog
 from swarm.node.masking import Masking, Veil
 from swarm.node.participation import Participation
-from swarm.rounds import Attest, Duty, Have, Merge, Phase, Publish, Refuse, ReportMissing, RoundState, Submit
+from swarm.rounds import Attest, Duty, Have, Merge, Phase, Publish, Refuse, ReportMissing, RoundState
 
 COORDINATES = 4
 VECTOR_BYTES = 4 * COORDINATES
@@ -59,13 +59,18 @@ class Light(Masking):
         apply(all_masks, 0, vector)
         data = vector.astype("<u4").tobytes()
         self.watch.made(self._me, masks.attempt, digest_of(data), [mask.key for mask in all_masks], plain)
-        out = self._folder / f"{run.id}-{masks.attempt}.masked"
+        out = self._masked_place(run.id, masks.attempt)
         out.write_bytes(data)
         await self._pause("made")
         self.log.mask(run.id, masks.attempt, digest_of(data))
         await self._pause("logged")
-        if out.exists():
-            self._store.put_file(out, move=True)
+
+    async def serve(self, run: int, attempt: int, submitted: Digest) -> None:
+        """Others may have it from now on."""
+        logged = self.log.read(run, attempt)
+        if logged is not None and logged.entry.masked == submitted:
+            self.watch.exposed(self._me, submitted)
+        await super().serve(run, attempt, submitted)
 
     async def merge(
         self, duty: Merge, run: Run, state: RoundState, veil: Veil, policy: Policy, out: Path
@@ -96,13 +101,6 @@ class Work(Participation):
     masks_with = Light
     masking: Light
     watch: Watch
-
-    async def _give_custody(self, duty: Submit) -> None:
-        self.watch.step(self._me, "offer", before=True)
-        await asyncio.sleep(0.005)
-        self.watch.exposed(self._me, duty.update.digest)
-        await super()._give_custody(duty)
-        self.watch.step(self._me, "offer", before=False)
 
 
 # --- liars
@@ -251,13 +249,6 @@ class OtherKind(Light):
         await self._transact(self._contracts.masks.reveal_shares(veil.state, secrets, seeds))
 
 
-class Careless(Work):
-    """Submits although nobody holds its vector."""
-
-    async def _give_custody(self, duty: Submit) -> None:
-        return
-
-
 class WrongSum(Work):
     """Publishes what is no sum, attests that of its fellows and refuses right ones."""
 
@@ -288,24 +279,24 @@ class Slanderer(Work):
         return owed | {ReportMissing(state.run, state.round, member) for member in victims}
 
 
-def lying(kind: type[Light], work: type[Work] = Work) -> type[Work]:
+def lying(kind: type[Light]) -> type[Work]:
     """A node that does its part in blind rounds in another way."""
-    return type(f"Lying{kind.__name__}", (work,), {"masks_with": kind})
+    return type(f"Lying{kind.__name__}", (Work,), {"masks_with": kind})
 
 
 LIES: Mapping[str, type[Work]] = {
     "wrong secret": lying(WrongSecret),
     "mute": lying(Mute),
     "bad shares": lying(BadShares),
-    "outside": lying(Outside, Careless),
-    "withholds": lying(Withholds, Careless),
+    "outside": lying(Outside),
+    "withholds": lying(Withholds),
     "hides blob": lying(HidesBlob),
     "drops edges": lying(DropsEdges),
     "wrong seeds": lying(WrongSeeds),
     "false shares": lying(FalseShares),
     "two sets": lying(TwoSets),
     "other kind": lying(OtherKind),
-    "garbage": lying(Garbage, Careless),
+    "garbage": lying(Garbage),
     "wrong sum": WrongSum,
     "slander": Slanderer,
 }

@@ -265,6 +265,7 @@ class World:
             plan.rng("ledger"),
             clock=self.clock,
             reach=self._reach,
+            about=lambda sender, call: self.watch.step(sender, call.name, before=True),
             told=self.watch.told,
             decided=self.watch.decided,
         )

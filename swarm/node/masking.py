@@ -117,6 +117,9 @@ class Masking:
         self._transact = transact
         self._chain_id = 0
         self.log = MaskLog(folder, entropy)
+        self._serving = asyncio.Lock()
+        self._leaves: dict[Digest, tuple[Digest, ...]] = {}
+        """Of masked vectors that this process wrote."""
         self._clear()
 
     def _clear(self) -> None:
@@ -126,9 +129,8 @@ class Masking:
         for place in self._folder.glob("*.masked"):
             run, attempt = (int(part) for part in place.stem.split("-"))
             logged = self.log.read(run, attempt)
-            if logged is not None and logged.seed and logged.entry.masked is not None:
-                self._store.put_file(place, move=True)
-            place.unlink(missing_ok=True)
+            if logged is None or not logged.seed or logged.entry.masked is None:
+                place.unlink(missing_ok=True)
 
     # --- what is known
 
@@ -152,11 +154,31 @@ class Masking:
             self._part(run.id, masks, before)
         blobs = {seat.blob for seat in masks.seats if seat.blob is not None}
         self._store.pin_only(blobs, f"masks of run {run.id}")
+        mine = next((s.digest for s in state.submissions if s.member == self._me), None)
+        if mine is not None:
+            await self.serve(run.id, masks.attempt, mine)
         return veil
+
+    async def serve(self, run: int, attempt: int, submitted: Digest) -> None:
+        """Others may have this node's masked vector now that the ledger names it.
+
+        Not earlier: a disk that is restored after others had a vector, and before the ledger knew, would mask another.
+        """
+        place, logged = self._masked_place(run, attempt), self.log.read(run, attempt)
+        async with self._serving:
+            if logged is not None and logged.entry.masked == submitted and place.exists():
+                leaves = self._leaves.pop(submitted, None)
+                await asyncio.to_thread(self._store.put_file, place, move=True, leaves=leaves)
+
+    def _masked_place(self, run: int, attempt: int) -> Path:
+        return self._folder / f"{run}-{attempt}.masked"
 
     def _part(self, run: int, masks: MaskState, before: Veil | None) -> None:
         """Another attempt, or another round: what belonged to the last one is erased."""
         self.log.erase(run, but=masks.attempt)
+        for place in self._folder.glob(f"{run}-*.masked"):
+            if place != self._masked_place(run, masks.attempt):
+                place.unlink(missing_ok=True)
         for place in self._folder.glob(f"plain-{run}-*"):
             if before is None or before.plain != place or before.state.round != masks.round:
                 place.unlink(missing_ok=True)
@@ -176,13 +198,16 @@ class Masking:
         veil.plain, veil.weight = place, weight
 
     def masked(self, run: Run, veil: Veil) -> Digest | None:
-        """This node's masked vector of the attempt, if it may be given to others."""
+        """This node's masked vector of the attempt, if it may be submitted."""
         masks = veil.state
         logged = self.log.read(run.id, masks.attempt) if masks.stage is Stage.FROZEN else None
         if logged is None or self._me not in masks.frozen or self.log.sits_out(run.id, masks.round):
             return None
         digest = logged.entry.masked
-        return digest if digest is not None and self._store.has(digest) else None
+        return digest if self._has_masked(run.id, masks.attempt, digest) else None
+
+    def _has_masked(self, run: int, attempt: int, digest: Digest | None) -> bool:
+        return digest is not None and (self._masked_place(run, attempt).exists() or self._store.has(digest))
 
     def take_one(self, veil: Veil, member: Address, digest: Digest) -> None:
         """PeerError if a member gives a second vector in one attempt: under the same masks the two would open both."""
@@ -266,7 +291,7 @@ class Masking:
             blobs=frozenset(seat.blob for seat in masks.seats if seat.blob and self._store.has(seat.blob)),
             right=frozenset(member for member, held in veil.held.items() if held is not None),
             wrong=frozenset(member for member, held in veil.held.items() if held is None),
-            masked=digest is not None and self._store.has(digest),
+            masked=self._has_masked(run.id, masks.attempt, digest),
             missing=lacking,
             given=frozenset(member for part in mine for member in (*part.secrets, *part.seeds)),
         )
@@ -368,14 +393,14 @@ class Masking:
         assert plain is not None
         keys, fresh = self._secrets(run, state, masks)
         all_masks = masks_of(self._frozen(keys.attempt, masks), keys, fresh)
-        out = self._folder / f"{run.id}-{masks.attempt}.masked"
+        out = self._masked_place(run.id, masks.attempt)
         encoding = self._encoding(state.base, policy, masks)
 
         def work() -> tuple[Digest, int]:
             encoded = encode(plain, veil.weight, encoding, all_masks, out)
             sync_file(out)
             self.log.mask(run.id, masks.attempt, encoded.digest)
-            self._store.put_file(out, move=True)
+            self._leaves = {encoded.digest: encoded.leaves}
             return encoded.digest, encoded.clipped
 
         try:

@@ -509,11 +509,13 @@ class Participation:
         return self._store.size(state.base)
 
     async def _submit(self, duty: Submit) -> None:
-        await self._give_custody(duty)
-        update = duty.update
+        effort, update = self.efforts[duty.run], duty.update
+        if effort.veil is None:
+            await self._give_custody(duty)
         call = self._contracts.submit(duty.run, duty.round, update.digest, update.weight, update.metrics)
         await self.transact(call)
-        effort = self.efforts[duty.run]
+        if effort.veil is not None:
+            await self.masking.serve(duty.run, effort.veil.state.attempt, update.digest)
         effort.submitted = max(effort.submitted, duty.round)
         logger.info("run %d round %d: submitted %s", duty.run, duty.round, short(update.digest))
 
