@@ -79,6 +79,7 @@ def prepare(experiment: Experiment) -> Prepared:
     """
     recipe = load_recipe(experiment.recipe)
     sites = placed(sites_of(recipe), experiment.scenario, recipe.KIND)
+    _check_rows(recipe, sites)
     training = [site.name for site in sites if site.trains]
     left_out = training if experiment.leave_one_out and len(training) > 2 else []
     for policy in [experiment.policy][: "swarm" in experiment.arms] + list(experiment.variants.values()):
@@ -87,6 +88,27 @@ def prepare(experiment: Experiment) -> Prepared:
         _check_consents(experiment.scenario, training)
     jobs = [Job(seed, name) for seed in range(experiment.seeds) for name in ["", *left_out]]
     return Prepared(experiment, recipe, sites, jobs)
+
+
+def _check_rows(recipe: Recipe, sites: Sequence[Site]) -> None:
+    """Labels are what the recipe's kind says, and inputs are numbers once they are scaled."""
+    agreed = recipe.agree([(site.train.x, site.train.y) for site in sites if site.trains])
+    for site in sites:
+        for what, rows in (("training", site.train), ("test", site.test)):
+            where = f"site {site.name}, {what} rows"
+            broken = int((~recipe.scaled(rows.x, agreed).isfinite()).flatten(1).any(1).sum())
+            if broken:
+                raise ConfigError(f"{where}: {broken} of {len(rows)} have inputs that are not finite after scaling")
+            if recipe.KIND == "survival":
+                good = rows.y.isfinite().all(1) & (rows.y[:, 0] >= 0) & ((rows.y[:, 1] == 0) | (rows.y[:, 1] == 1))
+                wanted = "a time of 0 or more, and 1 or 0"
+            elif recipe.KIND == "binary":
+                good, wanted = (rows.y == 0) | (rows.y == 1), "0 or 1"
+            else:
+                good, wanted = (rows.y >= 0) & (rows.y == rows.y.round()), "a class, 0 or more"
+            if not bool(good.all()):
+                found = rows.y[~good][0].tolist()
+                raise ConfigError(f"{where}: {int((~good).sum())} labels such as {found} have to be {wanted}")
 
 
 def _check_merges(

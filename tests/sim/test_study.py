@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +27,7 @@ from sim.study.scenario import placed
 from swarm.cli import app
 from swarm.config import Policy
 from swarm.errors import ConfigError
-from swarm.learn.recipes import Site, load_recipe, sites_of
+from swarm.learn.recipes import Rows, Site, load_recipe, sites_of
 
 NODES = Path(__file__).parents[2] / "nodes"
 HEART = load_recipe(NODES / "heart")
@@ -98,6 +101,37 @@ def test_real_nodes_with_a_ledger_end_with_the_same_bytes(changes: dict[str, Any
     assert all(same(model, there.at_home[name].state_dict()) for name, model in here.at_home.items())
 
 
+COMING_AND_GOING = [
+    Scenario(late={"va": 1}),
+    Scenario(leaves={"hungarian": 1}),
+    Scenario(late={"cleveland": 1}, leaves={"cleveland": 2, "hungarian": 2}),
+]
+
+
+@pytest.mark.parametrize("scenario", COMING_AND_GOING, ids=["late", "leaves", "both, also one site"])
+def test_on_a_real_ledger_sites_join_late_and_withdraw_in_their_rounds(scenario: Scenario) -> None:
+    there, here = ledgered.swarm(of(scenario=scenario), 1), arms.swarm(of(scenario=scenario), 1)
+    assert there.checkpoint == here.checkpoint
+    assert there.checkpoint != arms.swarm(of(), 1).checkpoint
+
+
+def test_a_round_that_does_not_wait_for_who_comes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    async def hasty(self: ledgered.Gates, number: int) -> None:
+        self._begun[number].set()
+
+    monkeypatch.setattr(ledgered.Gates, "wait", hasty)
+    with pytest.raises(AssertionError, match="round 1 took no update of va"):
+        ledgered.swarm(of(scenario=Scenario(late={"va": 1})), 1)
+
+
+def test_too_many_late_sites_cannot_open_a_run_on_a_ledger() -> None:
+    late = replace(QUICK, scenario=Scenario(late={"va": 1, "switzerland": 1}))
+    assert len(study.prepare(late).sites) == 4
+    with pytest.raises(ConfigError, match="2 of 4 sites come late, and a run opens with the consent of 3"):
+        study.prepare(replace(late, ledger_seeds=(0,)))
+
+
 def test_what_stays_at_a_site_makes_its_model_its_own_and_a_strangers_as_it_began() -> None:
     found = arms.swarm(of(replace(SHORT, personal=("bias",))), 0)
     biases = [float(model.state_dict()["bias"]) for model in found.at_home.values()]
@@ -108,10 +142,35 @@ def test_what_stays_at_a_site_makes_its_model_its_own_and_a_strangers_as_it_bega
     )
 
 
-@pytest.mark.parametrize("changes", [{"patience": 1, "best_metric": "auc"}, {"work_s": 1.0}, {"sync_interval_max": 9}])
-def test_a_policy_that_lets_sites_train_for_unlike_times_is_not_compared(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"the policy short has {next(iter(changes))} = "):
-        study.prepare(replace(QUICK, policy=replace(SHORT, **changes)))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patience": 1, "best_metric": "auc"}, {"work_s": 1.0}, {"sync_interval_max": 9}, {"blind": True},
+        {"epsilon": 8.0},
+    ],
+)  # fmt: skip
+def test_a_policy_that_would_not_be_played_is_not_compared(changes: dict[str, Any]) -> None:
+    unfit = replace(SHORT, **changes)
+    for experiment in (replace(QUICK, policy=unfit), replace(QUICK, variants={"other": unfit})):
+        with pytest.raises(ConfigError, match=f"the policy short has {next(iter(changes))} = "):
+            study.prepare(experiment)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda rows: replace(rows, x=rows.x.where(rows.y[:, None] == 0, torch.nan)), "inputs that are not finite"),
+        (lambda rows: replace(rows, y=rows.y * 3), r"labels such as 3.0 have to be 0 or 1"),
+    ],
+    ids=["nan", "labels"],
+)
+def test_rows_that_cannot_be_learned_from_are_named_before_anything_is_trained(
+    spoil: Callable[[Rows], Rows], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiled = [replace(site, test=spoil(site.test)) if site.name == "va" else site for site in SITES]
+    monkeypatch.setattr(study, "sites_of", lambda recipe: spoiled)
+    with pytest.raises(ConfigError, match=f"site va, test rows: .*{said}"):
+        study.prepare(QUICK)
 
 
 def test_a_planted_change_of_one_order_is_seen_in_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +218,15 @@ def test_rows_are_dealt_out_as_the_scenario_says() -> None:
     prevalence = placed(SITES, Scenario("prevalence", shares=(0.8, 0.5, 0.1)), "binary")
     assert [round(share(site), 2) for site in prevalence] == [0.8, 0.5, 0.1]
     assert len({len(site.train) for site in prevalence}) == 1
+    both = placed(SITES, Scenario("prevalence", shares=(0.5, 0.2), sizes=(1.0, 3.0)), "binary")
+    assert [round(share(site), 1) for site in both] == [0.5, 0.2]
+    assert round(len(both[1].train) / len(both[0].train), 1) == 3.0
+    sexes = placed(SITES, Scenario("group", by="sex"), "binary")
+    assert [(site.name, set(site.train.groups["sex"] + site.test.groups["sex"])) for site in sexes] == [
+        ("men", {"men"}),
+        ("women", {"women"}),
+    ]
+    assert sum(len(site.train) for site in sexes) == whole
     missing = placed(SITES, Scenario("missing", sites=3, lacks=1), "binary")
     assert share(missing[0]) == 0
     assert all(0 < share(site) < 1 for site in missing[1:])
@@ -205,6 +273,48 @@ def test_the_same_experiment_gives_the_same_results_also_after_an_interruption(t
         study.run(other, tmp_path / "b", resume=True, tell=lambda job, arm: None)
 
 
+VARIANTS = """
+[[published]]
+what = "elsewhere"
+metric = "auc"
+value = "0.99"
+alone = "0.5 to 0.7"
+differs = "the data"
+
+[policy]
+merge = "mean"
+sync_interval = 4
+
+[arms.SCAFFOLD]
+scaffold = true
+
+[arms."own bias"]
+personal = ["bias"]
+"""
+
+
+def test_further_policies_are_arms_beside_the_four(tmp_path: Path) -> None:
+    experiment = load_experiment(written(tmp_path, "leave_one_out = false\nledger_seeds = [0]\n" + VARIANTS))
+    assert experiment.policy.sync_interval == experiment.variants["SCAFFOLD"].sync_interval == 4
+    prepared = study.prepare(experiment)
+    done = study.run(prepared, tmp_path / "out", resume=False, tell=lambda job, arm: None)
+    found = results(prepared, done)
+    assert list(found["measures"]) == ["local", "pooled", "federated", "swarm", "SCAFFOLD", "own bias"]
+    assert found["experiment"]["variants"] == {"SCAFFOLD": {"scaffold": True}, "own bias": {"personal": ["bias"]}}
+    ends = found["checkpoints"]["0"]
+    assert len({ends["swarm"], ends["SCAFFOLD"], ends["own bias"]}) == 3
+    with_scaffold = arms.Study(prepared.recipe, experiment.variants["SCAFFOLD"], CALM, prepared.sites)
+    assert ends["SCAFFOLD"] == arms.swarm(with_scaffold, 0).checkpoint.hex()
+    better = found["against"]["own bias"]["all test rows"]
+    auc = {arm: found["measures"][arm]["all test rows"]["auc"]["mean"] for arm in ("own bias", "federated")}
+    assert better["mean"] == pytest.approx(auc["own bias"] - auc["federated"], abs=2e-6)
+    assert (better["above"], better["seeds"]) == (int(better["mean"] > 0), 1)
+    html = page(found)
+    assert "own bias" in html
+    assert "<td>0.5 to 0.7</td>" in html
+    assert "merge = &quot;mean&quot;" not in html, "a variant is told by what it changes"
+
+
 EXPERIMENT = '[experiment]\nname = "small"\nrecipe = "{nodes}/heart"\npolicy = "run.toml"\nseeds = 1\nbootstrap = 100\n'
 RUN = '[run]\nname = "small"\nrounds = 2\nsync_interval = 2\n'
 
@@ -222,6 +332,8 @@ def test_the_command_writes_what_it_promises(tmp_path: Path) -> None:
     assert "swarm" in done.output
     found = json.loads((out / "results.json").read_text())
     assert set(found["measures"]) == {"local", "pooled", "federated", "swarm"}
+    assert set(found["alone"]) == set(found["unseen"])
+    assert set(found["calibration"]["swarm"]) == {"all test rows", *found["alone"]}
     assert set(found["unseen"]) == {"cleveland", "hungarian", "switzerland", "va"}
     assert set(found["groups"]) == {"age: under 55", "age: 55 and over", "sex: men", "sex: women"}
     assert "NaN" not in (out / "results.json").read_text()
@@ -230,6 +342,11 @@ def test_the_command_writes_what_it_promises(tmp_path: Path) -> None:
     assert html.count("<svg") == 3
     assert "<script" not in html
     assert 'src="' not in html
+    assert (out / "tables.md").read_text().count("\n## ") == 13
+    twice = CliRunner().invoke(app, ["compare", str(tmp_path / "compare.toml"), "--out", str(tmp_path / "twice")])
+    assert twice.exit_code == 0, twice.output
+    for name in ("results.json", "report.html", "tables.md"):
+        assert (out / name).read_bytes() == (tmp_path / "twice" / name).read_bytes(), name
     again = CliRunner().invoke(app, ["compare", str(tmp_path / "compare.toml"), "--out", str(out)])
     assert again.exit_code == 2
     assert "--resume" in again.output
@@ -250,6 +367,28 @@ WRONG = {
     "[scenario]\nunseen = ['berlin']": "no site 'berlin'",
     "[scenario]\nunseen = ['va', 'hungarian', 'cleveland']": "fewer than two sites train",
     "[scenario]\nlate = { va = 2 }": "round 1 to 1",
+    "[scenario]\nkind = 'group'": "the name of the recipe's subgroups",
+    "[scenario]\nkind = 'group'\nby = 'city'": "there are age, sex",
+    "[scenario]\nkind = 'even'\nsites = 3\nalpha = 0.1": "kind 'even' takes no alpha",
+    "[scenario]\nsites = 3": "kind 'natural' takes no sites",
+    "[scenario]\nkind = 'dirichlet'\nsites = 3\nalpha = nan": "alpha = nan",
+    "[scenario]\nkind = 'prevalence'\nshares = [0.5, 0.1]\nsizes = [1.0]": "as many as shares",
+    "[scenario]\nkind = 'prevalence'\nshares = [0.5, 0.1]\nsizes = [1.0, -1.0]": "above 0 each",
+    "[scenario]\nlate = { va = 1 }\nleaves = { va = 1 }": "later for va",
+    "[scenario]\nunseen = ['va']\nslow = { va = 0.5 }": "they never train",
+    "[scenario]\nunseen = ['va', 'va']": "each site once",
+    "[scenario]\ntest_prevalence = 1.0": "0 to 1",
+    'arms = ["local", "local"]': "each once",
+    "[arms]\nswarm = { proximal = 0.1 }": "and not local",
+    "[arms]\n'a/b' = { proximal = 0.1 }": "1 to 64 plain characters",
+    "[arms]\nfedprox = { mu = 0.1 }": "[arms.fedprox] has no 'mu'",
+    "[arms]\nfedprox = 3": "[arms.fedprox] is a table of settings",
+    "[arms]\nslower = { rounds = 9 }": "the same for all arms",
+    "[arms]\nscaffold = { scaffold = true }": "'mean' where scaffold = true",
+    "[arms]\nsums = { merge = 'sum', weights = 'equal' }": "merge of sums",
+    "[arms]\nkrum = { merge = 'multi_krum', weights = 'equal', faults = 1, submissions_min = 5 }": "submissions_min",
+    "[policy]\nrounds = 2.5": "it has to be a whole number",
+    "[policy]\nblind = true": "where blind = true",
     "[scenario]\nslow = { va = 0 }": "a share of the batches",
     "[scenario]\nleaves = { va = 1, hungarian = 1, cleveland = 1 }": "sites take part",
 }
@@ -260,6 +399,16 @@ def test_what_cannot_work_is_said_before_anything_is_trained(more: str, said: st
     with pytest.raises(ConfigError) as error:
         study.prepare(load_experiment(written(tmp_path, more)))
     assert said in str(error.value)
+
+
+@pytest.mark.slow
+def test_another_process_with_another_hash_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    path = written(tmp_path, "leave_one_out = false\nledger_seeds = [0]\n" + VARIANTS)
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "swarm", "compare", str(path), "--out", str(tmp_path / seed)]
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, timeout=300)
+    for name in ("results.json", "report.html", "tables.md"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 def test_a_merge_that_does_not_suit_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -310,3 +459,14 @@ def test_every_scenario_file_can_be_run(path: Path) -> None:
     prepared = study.prepare(load_experiment(path))
     assert prepared.experiment.name == f"heart-{path.stem}"
     assert len(prepared.jobs) == 5
+
+
+FILES = [path for path in sorted(NODES.glob("*/scenarios/*.toml")) if path.parts[-3] != "heart"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_every_other_scenario_file_is_read(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert experiment.name == f"{path.parts[-3]}-{path.stem}"
+    assert experiment.seeds == 5
+    assert all(one.metric in {"auc", "accuracy"} and one.differs for one in experiment.published)
