@@ -487,10 +487,6 @@ MISTAKES = {
     ),
     "any roster": ("assert self.kept[run].roster == roster,", "assert roster != empty(bytes32),"),
     "a threshold of half": ("threshold=2 * count // 3 + 1", "threshold=count // 2 + 1"),
-    "keys change under way": (
-        "    self.seats[run][seat].next_number = number\n    self.keyed",
-        "    self.seats[run][seat].next_number = number\n    self.seats[run][seat].key = key\n    self.keyed",
-    ),
     "held without having joined": ("assert held & ~(members & LOW) == 0,", "assert held < 2**128,"),
 }
 QUICK = ("a stranger's secret is opened",)
