@@ -137,6 +137,7 @@ def _check_policy(policy: Policy) -> None:
         "sync_interval_max": (policy.sync_interval_max > 0, "every round has as many batches here"),
         "work_s": (policy.work_s > 0, "training takes no time of the run here; [scenario] slow makes sites slow"),
         "epsilon": (policy.private, "no noise is added here"),
+        "replace_batchnorm": (policy.replace_batchnorm, "a recipe's model is trained as it is"),
         "best_metric": (bool(policy.best_metric), "all rounds are played, and each checkpoint is judged"),
     }
     for key, (is_asked, why) in asked.items():

@@ -31,6 +31,7 @@ NOT_PLAYED = {
     "work_s": "training takes no time of the run here; [scenario] slow makes sites slow",
     "blind": "updates are not masked here; the same policy without it merges to the same sum",
     "epsilon": "no noise is added here",
+    "replace_batchnorm": "a recipe's model is trained as it is",
 }
 """What a policy may ask for and a comparison does not do, and why."""
 

@@ -277,6 +277,7 @@ NOT_SIMULATED = {
     "sync_interval_max": "sync_interval_max = 9",
     "best_metric": 'best_metric = "auc"',
     "epsilon": "epsilon = 8.0\ndelta = 1e-3\nclip = 1.0",
+    "replace_batchnorm": "replace_batchnorm = true",
 }
 
 

@@ -146,7 +146,7 @@ def test_what_stays_at_a_site_makes_its_model_its_own_and_a_strangers_as_it_bega
     "changes",
     [
         {"patience": 1, "best_metric": "auc"}, {"work_s": 1.0}, {"sync_interval_max": 9}, {"blind": True},
-        {"epsilon": 8.0},
+        {"epsilon": 8.0}, {"replace_batchnorm": True},
     ],
 )  # fmt: skip
 def test_a_policy_that_would_not_be_played_is_not_compared(changes: dict[str, Any]) -> None:
