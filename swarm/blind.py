@@ -293,6 +293,24 @@ def enough(state: RoundState, masks: MaskState, terms: MaskTerms) -> bool:
     return masks.stage is Stage.FROZEN and len(survivors_of(state, masks)) >= max(terms.needed, masks.threshold)
 
 
+def gives_up(
+    state: RoundState, masks: MaskState, me: Address, since_s: float, now_s: float, terms: MaskTerms
+) -> bool:  # fmt: skip
+    """Whether `me`, who takes no part in this attempt, submits the round's base: too few are left to submit, and only
+    with enough submissions does the ledger go on, find no sum, and begin the round again.
+
+    Args:
+        since_s: when this node saw the first submission in this attempt; 0 before.
+    """
+    return (
+        state.phase is Phase.SUBMIT
+        and masks.stage is Stage.FROZEN
+        and me not in masks.frozen
+        and len(state.submissions) < terms.submissions_min
+        and 0 < since_s <= now_s - terms.submit_s
+    )
+
+
 def lost(state: RoundState, masks: MaskState, me: Address, have: HaveMasks) -> bool:
     """Whether the ledger knows a deed of `me` in this attempt that its own log does not: its disk was restored.
 

@@ -22,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(prog="python -m sim blind", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, metavar="N", help="so many seeds, and count failures; without it, tell one")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="so many seeds, and count failures; without it, tell one"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--mistake", choices=[*MISTAKES, *BOOKS], default="", help="what is planted")
     parser.add_argument("--log", action="store_true", help="show the nodes' own logs too")

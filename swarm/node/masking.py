@@ -34,6 +34,7 @@ from swarm.blind import (
     Stage,
     Told,
     enough,
+    gives_up,
     mask_duties,
     next_mask_change_s,
 )
@@ -78,6 +79,8 @@ class Veil:
     run: Run
     state: MaskState
     told: tuple[Told, ...] = ()
+    since_s: float = 0.0
+    """When this node saw the first submission in this attempt, by its own clock."""
     held: dict[Address, Held | None] = field(default_factory=dict)
     """What others' blobs hold for this node; None: nothing right."""
     formed: dict[Digest, str] = field(default_factory=dict)
@@ -265,7 +268,15 @@ class Masking:
 
     def wakes_s(self, state: RoundState, veil: Veil, policy: Policy, now_s: float) -> float | None:
         """When to ask again although nothing arrived."""
-        return next_mask_change_s(state, veil.state, self._me, now_s, terms_of(policy))
+        change_s = next_mask_change_s(state, veil.state, self._me, now_s, terms_of(policy))
+        times = [time for time in (change_s, veil.since_s + policy.submit_s) if time is not None and time > now_s]
+        return min(times, default=None)
+
+    def gives_up(self, state: RoundState, veil: Veil, policy: Policy, now_s: float) -> bool:
+        """Whether this node, outside the attempt, sees that too few are left in it."""
+        if state.submissions and not veil.since_s:
+            veil.since_s = now_s
+        return gives_up(state, veil.state, self._me, veil.since_s, now_s, terms_of(policy))
 
     def may_merge(self, state: RoundState, veil: Veil, policy: Policy) -> bool:
         """Whether all that takes the masks off is known."""

@@ -336,6 +336,8 @@ class Participation:
         if masked is not None:
             metrics = update.metrics if update is not None else {}
             update = Update(state.round, masked, 0, metrics)
+        elif self.masking.gives_up(state, veil, policy, now_s):
+            masked, update = state.base, Update(state.round, state.base, 0)
         seen = summed(state, veil.state)
         have = replace(self._have(effort, seen), update=update if masked is not None else None)
         owed = self._owed(seen, have, now_s, policy)

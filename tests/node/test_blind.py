@@ -73,7 +73,7 @@ def vanishing(event: str, *, round_: int = 1, back_s: float = 60.0) -> Upon:
         # The others hold its blob, or not: it is not in the sum.
         pytest.param("MasksJoined", 3, False, marks=pytest.mark.slow),
         ("AttemptFrozen", 3, False),  # the three open the seeds that they share with it
-        ("Submitted", 3, False),  # nobody has its vector yet: the three mask anew
+        ("Submitted", 4, True),  # its vector is in the sum, and shares of the three open its mask
         pytest.param("Revealed", 4, False, marks=pytest.mark.slow),
     ],
 )
