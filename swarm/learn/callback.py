@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from swarm.config import EPSILON, load_site
+from swarm.config import EPSILON, Policy, load_site
 from swarm.encoding import sha256
 from swarm.errors import ConfigError
 from swarm.learn import resume
@@ -28,6 +29,7 @@ from swarm.learn.part import Part
 from swarm.learn.private import Private
 from swarm.learn.seat import Best, Place, Seat
 from swarm.learn.state import Checkpoint, plain
+from swarm.learn.trackers import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class SwarmCallback:
         keep: optimizer, scheduler, generators by a name: what has a `state_dict`, and torch's and numpy's generators.
             Their states, and those of everybody's generators, are written with each checkpoint; training that starts
             again takes them up and goes on bit for bit from there. None: they are left alone.
+        trackers: where each round is recorded, for this site's own people; one that fails is named in the log.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class SwarmCallback:
         *,
         patience_s: float = 600.0,
         keep: Mapping[str, Any] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         resume.check_keepable(keep or {})
+        self._trackers = tuple(trackers)
         self.model = model
         self._keep = keep
         self._seat = Seat(Node(load_site(Path(site)), patience_s=patience_s, starts=True), run)
@@ -91,6 +96,11 @@ class SwarmCallback:
     def checkpoint(self) -> str:
         """The digest of the checkpoint that the model trains on from, `0x…`: compare it with the other sites'."""
         return self._here().checkpoint
+
+    @property
+    def policy(self) -> Policy:
+        """What the members agreed on."""
+        return self._seat.policy
 
     @property
     def sync_interval(self) -> int:
@@ -245,6 +255,8 @@ class SwarmCallback:
                 self.restart()
             elif not self.finished:
                 logger.info("run %s: leaves at round %d of %d", self._seat.run, self.round, self.rounds)
+        for tracker in self._trackers:
+            self._ask_tracker(tracker, tracker.close)
         self._seat.leave()
 
     def restart(self) -> None:
@@ -303,7 +315,9 @@ class SwarmCallback:
             self._keep_losses(place)
             if private is not None:
                 metrics[EPSILON] = private.release(place.round)
+            began_s = time.monotonic()
             after = self._seat.exchange(place, path, samples=self._samples, metrics=metrics)
+            self._track(place.round, metrics, time.monotonic() - began_s)
         if not after.taken:
             self._at_work().forget_update()
             self._keep_losses(place)
@@ -321,6 +335,18 @@ class SwarmCallback:
                 "run %s round %d: the change of %s passes ±%g and will be clipped",
                 self._seat.run, self.round, ", ".join(beyond[:5]), policy.range,
             )  # fmt: skip
+
+    def _track(self, round_: int, metrics: Mapping[str, float], exchange_s: float) -> None:
+        values = {**metrics, "samples": self._samples, "batches": self._batches, "exchange_s": exchange_s}
+        for tracker in self._trackers:
+            self._ask_tracker(tracker, partial(tracker.record, round_, values))
+
+    def _ask_tracker(self, tracker: Tracker, work: Callable[[], None]) -> None:
+        """Whatever happens to a tracker, the run goes on."""
+        try:
+            work()
+        except Exception as error:
+            logger.warning("run %s: %s recorded nothing: %s", self._seat.run, type(tracker).__name__, error)
 
     def _check_told(self, metrics: Mapping[str, float]) -> None:
         """Whether the numbers are there by which the run goes on."""

@@ -23,3 +23,12 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
 @pytest.fixture(scope="package")
 def operators(hospitals: Hospitals) -> Operators:
     return Operators(hospitals)
+
+
+@pytest.fixture(scope="package")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospitals]:
+    """One hospital is a consortium too; what it trains depends on itself alone."""
+    with Hospitals(tmp_path_factory.mktemp("alone"), ["north"]) as found:
+        found.start("north")
+        found.ask("north", "swarm_status")
+        yield found

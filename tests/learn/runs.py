@@ -82,3 +82,10 @@ class Operators:
             run = int(receipt.first("RunProposed").args["run"])
             for name in by[1:]:
                 await contracts.transact(self._keys[name], contracts.approve(run), timeout_s=30)
+
+
+def history(hospitals: Hospitals, run: str) -> list[dict[str, Any]]:
+    """The closed rounds of a run, as the command line shows them."""
+    shown = json.loads(hospitals.swarm("run", "show", str(next(iter(hospitals.sites.values()))), run, "--json"))
+    found: list[dict[str, Any]] = shown["closed_rounds"]
+    return found
