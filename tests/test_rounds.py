@@ -133,6 +133,18 @@ SITUATIONS = [
         frozenset({ReportMissing(RUN, ROUND, C)}),
     ),
     Situation(
+        "an update without an epsilon within the policy is reported at once, and nothing is merged with it",
+        state(Phase.MERGE),
+        Have(EVERYTHING, over_budget=frozenset({C})),
+        frozenset({ReportMissing(RUN, ROUND, C)}),
+    ),
+    Situation(
+        "it is not attested either, whatever the leader publishes",
+        state(Phase.ATTEST, published=MERGED, attested={B}),
+        Have(EVERYTHING, over_budget=frozenset({C})),
+        frozenset(),
+    ),
+    Situation(
         "a member does not report its own update",
         state(Phase.MERGE),
         Have(EVERYTHING, unusable=frozenset({ALL[0].digest})),

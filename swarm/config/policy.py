@@ -412,7 +412,7 @@ def _check_private(policy: Policy, need: Callable[[bool, str, str], None]) -> No
         return
     need(policy.epsilon >= 0.05, "epsilon", "0 (not private), or 0.05 to 1000: less is within the accountant's error")
     need(1e-12 <= policy.delta <= 0.01, "delta", "1e-12 to 0.01 where a run is private")
-    need(1e-6 <= policy.clip <= 1e6, "clip", "1e-6 to 1000000 where a run is private")
+    need(1e-6 <= policy.clip <= 1e6, "clip", "0.000001 to 1000000 where a run is private")
     need(policy.merge != "sum", "merge", "one that averages where a run is private: no model is trained for a sum")
     steps = policy.rounds * policy.sync_interval
     need(steps <= 10_000_000, "rounds", "such that rounds x sync_interval is at most 10000000 steps")

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 from sim import tamper
 from swarm.cli.node import set_up_log
+from swarm.config import EPSILON
 from swarm.encoding import Address, Digest, data_of, list_of, pack, sha256, to_hex, unpack
 from swarm.errors import UnavailableError
 from swarm.net.transfer import PROTOCOL
@@ -113,6 +114,16 @@ class SubmitsNonsense(Participation):
             data = bytearray(self._store.read(duty.update.digest, 0, self._store.size(duty.update.digest)))
             data[-4:] = b"\x00\x00\xc0\x7f"
             duty = replace(duty, update=replace(duty.update, digest=self._store.put(bytes(data))))
+        await super()._perform(duty)
+
+
+class Overspends(Participation):
+    """After its first round it declares that it spent more of its privacy budget than the members agreed on."""
+
+    async def _perform(self, duty: Duty) -> None:
+        if isinstance(duty, Submit) and duty.round:
+            metrics = {**duty.update.metrics, EPSILON: 100.0 * duty.update.metrics[EPSILON]}
+            duty = replace(duty, update=replace(duty.update, metrics=metrics))
         await super()._perform(duty)
 
 
@@ -258,6 +269,7 @@ KINDS: dict[str, type[Participation]] = {
         Credulous,
         NeverSpeaks,
         SubmitsNonsense,
+        Overspends,
         Tampers,
     )
 }
