@@ -42,6 +42,7 @@ class Judge:
         self.rows: dict[str, Rows] = {site.name: site.test for site in prepared.sites}
         self.whole = together(list(self.rows.values()))
         self._calm = [one for one in done if not one.job.left_out]
+        self._known: dict[tuple[str, str], Draws] = {}
 
     def models(self, arm: str) -> list[str]:
         """The names of an arm's models."""
@@ -49,7 +50,10 @@ class Judge:
 
     def on_site(self, model: str, site: str) -> Draws:
         """One model on the test rows of one site."""
-        return self._draws(self.rows[site], [self._of(one, model, [site]) for one in self._calm])
+        if (model, site) not in self._known:
+            found = [self._of(one, model, [site]) for one in self._calm]
+            self._known[model, site] = self._draws(self.rows[site], found)
+        return self._known[model, site]
 
     def on_all(self, model: str, index: Floats | None = None) -> Draws:
         """One model on all test rows, or on some of them."""
