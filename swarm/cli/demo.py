@@ -37,6 +37,8 @@ from swarm.rounds import Phase
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 RUNS = ("heart-scaling", "heart")
+BLIND, VISIBLE = "heart-blind.toml", "heart.toml"
+"""The policies of the run that trains: nobody sees a hospital's update, or every member does."""
 ROUNDS_MIN = 8
 """Fewer leave no time to kill a leader and to see it take part again."""
 KILL_AT_ROUND = 4
@@ -65,13 +67,17 @@ def demo(
         int | None, typer.Option(min=ROUNDS_MIN, help="how many rounds (default: the policy's, 15)")
     ] = None,
     no_kill: Annotated[bool, typer.Option("--no-kill", help="let every hospital live")] = False,
+    visible: Annotated[
+        bool, typer.Option("--visible", help="merge visible updates by the default rule, in place of masked ones")
+    ] = False,
 ) -> None:
     """Four real hospitals train one model on this machine; the leader of a round is killed; an audit proves it all.
 
     The exit code is 0 only if everything held: one model at all hospitals, the killed one back, the audit passed.
     """
     began_s = time.monotonic()
-    held = run_to_the_end(Demo(fresh(folder.resolve()), seed=seed, rounds=rounds, kills=not no_kill).run())
+    course = Demo(fresh(folder.resolve()), seed=seed, rounds=rounds, kills=not no_kill, visible=visible)
+    held = run_to_the_end(course.run())
     screen.out.print(f"{time.monotonic() - began_s:.0f} s from the first key to the verdict")
     if not held:
         raise typer.Exit(screen.FAILED)
@@ -129,11 +135,13 @@ class _Hospital:
 class Demo:
     """The whole course, step by step. Tests put its processes elsewhere than on one loopback."""
 
-    def __init__(self, folder: Path, *, seed: int, rounds: int | None, kills: bool) -> None:
+    def __init__(self, folder: Path, *, seed: int, rounds: int | None, kills: bool, visible: bool = False) -> None:
         self.folder = folder
         self.seed = seed
         self.rounds = rounds
         self.kills = kills
+        self.policies = {"heart-scaling": "heart-scaling.toml", "heart": VISIBLE if visible else BLIND}
+        """By run, the file in the folder."""
         self.hospitals: dict[str, _Hospital] = {}
         self.seen = Spectator(HOSPITALS, RUNS)
 
@@ -175,7 +183,7 @@ class Demo:
             )
         (self.folder / MARK).touch()
         if self.rounds is not None:
-            policy = self.folder / "heart.toml"
+            policy = self.folder / self.policies["heart"]
             policy.write_text(re.sub(r"(?m)^rounds = \d+", f"rounds = {self.rounds}", policy.read_text()))
         self.hospitals = {name: _Hospital(load_site(site)) for name, site in zip(HOSPITALS, sites, strict=True)}
 
@@ -197,15 +205,16 @@ class Demo:
         )
         sites = [hospital.site for hospital in self.hospitals.values()]
         for name in RUNS:
-            policy = load_policy(self.folder / f"{name}.toml")
+            policy = load_policy(self.folder / self.policies[name])
             run = await agree(sites, policy, self.folder / f"{name}.safetensors")
             self.seen.say(
                 f"run {run} ({name}) is proposed by {sites[0].name}; all four operators consent, on the ledger"
             )
 
     async def _start_training(self) -> None:
-        rounds = load_policy(self.folder / "heart.toml").rounds
-        self.seen.say(f"training starts at each hospital: first the shared scaling, then {rounds} rounds")
+        policy = load_policy(self.folder / self.policies["heart"])
+        how = "blind rounds" if policy.blind else "rounds"
+        self.seen.say(f"training starts at each hospital: first the shared scaling, then {policy.rounds} {how}")
         for hospital in self.hospitals.values():
             await self._train(hospital)
 
