@@ -5,6 +5,7 @@ Nothing in the folder is trusted but `swarm.toml`, which an auditor gets from th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,10 @@ from pathlib import Path
 
 from swarm.audit.external import told_by, trusted
 from swarm.audit.replay import Difference, replayed
-from swarm.audit.retell import merge_all, retell
+from swarm.audit.retell import LeakCheck, merge_all, retell
 from swarm.audit.sights import RoundSeen
 from swarm.audit.veils import Chain
-from swarm.config import SwarmConfig, load_site, load_swarm
+from swarm.config import LEAK_CHECK_RESULTS, SwarmConfig, load_site, load_swarm
 from swarm.errors import ConfigError, SwarmError
 from swarm.identity import checksum
 from swarm.ledger.external import places_of as contracts_of
@@ -45,6 +46,10 @@ class SiteReport:
     head: str = ""
     seen: tuple[RoundSeen, ...] = ()
     """What the merges that were done again saw of the updates."""
+    leak_checks: tuple[LeakCheck, ...] = ()
+    """What sites stated of what their updates give away."""
+    leak_check_here: str = ""
+    """The digest of the results that lie in this site's folder; empty if none do."""
     recoveries: tuple[str, ...] = ()
     """Where operators replaced validators that were gone for good, a line each."""
     difference: str | None = None
@@ -83,6 +88,10 @@ class Report:
             )
         # Sites that hold the same bytes see the same: what one said is not said again.
         told += dict.fromkeys(line for site in self.sites for line in site.recoveries)
+        here = {site.leak_check_here: site.site for site in self.sites}
+        for one in dict.fromkeys(one for site in self.sites for one in site.leak_checks):
+            where = f"its results are at {here[one.digest]}" if one.digest in here else "its results are not here"
+            told.append(f"{one.line}; {where}")
         told += dict.fromkeys(line for site in self.sites for one in site.seen for line in one.lines)
         if self.first_difference is not None and not any(site.difference for site in self.sites):
             told.append(self.first_difference)
@@ -137,7 +146,8 @@ def _audit_external(
         try:
             chain = Chain(config.chain_id, contracts_of(config).blind)
             story = merge_all(runs, place / "store", partial(tell, f"{name}: rounds"), chain)
-            found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects, seen=story.seen)
+            found = replace(found, rounds=story.rounds, merges=story.merges, objects=story.objects, seen=story.seen,
+                            leak_checks=story.leak_checks, leak_check_here=_leak_check(place))  # fmt: skip
         except Difference as difference:
             found = replace(found, difference=str(difference))
             report.first_difference = report.first_difference or f"{name}: {difference}"
@@ -157,6 +167,8 @@ def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionC
                 merges=story.merges,
                 objects=story.objects,
                 seen=story.seen,
+                leak_checks=story.leak_checks,
+                leak_check_here=_leak_check(place),
                 recoveries=tuple(_recoveries(replay.ledger)),
                 head=replay.ledger.head.hash.hex(),
             )
@@ -164,6 +176,11 @@ def _audit_site(name: str, place: Path, genesis: Genesis, executions: ExecutionC
         return SiteReport(site=name, difference=str(difference))
     except SwarmError as error:
         return SiteReport(site=name, difference=str(error))
+
+
+def _leak_check(place: Path) -> str:
+    path = place / LEAK_CHECK_RESULTS
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _recoveries(ledger: Ledger) -> Iterator[str]:

@@ -12,11 +12,12 @@ from typing import Any
 from swarm.audit.replay import Difference
 from swarm.audit.sights import RoundSeen, round_seen
 from swarm.audit.veils import EVENTS, Chain, MaskStory, Try, open_again
-from swarm.config import Policy
+from swarm.config import LEAK_CHECK, Policy
 from swarm.encoding import Address, Digest, from_hex, keccak256, short
 from swarm.errors import ConfigError
 from swarm.identity import checksum
 from swarm.ledger.abi import interface
+from swarm.ledger.client import decode_metrics
 from swarm.ledger.genesis import BLIND, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Merged, merge
@@ -39,6 +40,29 @@ class Story:
     objects: int
     seen: tuple[RoundSeen, ...] = ()
     """What the merges that were done again saw of the updates."""
+    leak_checks: tuple[LeakCheck, ...] = ()
+    """What sites stated of what their updates give away."""
+
+
+@dataclass(frozen=True)
+class LeakCheck:
+    """A digest that a site stated with its submissions; what it is of stays at the site."""
+
+    run: int
+    round: int
+    """The first that it was stated with."""
+    member: str
+    digest: str
+    recognised: int
+    """Records that the site says its own attacks recognised."""
+
+    @property
+    def line(self) -> str:
+        """For a person."""
+        return (
+            f"run {self.run} round {self.round}: {self.member} states the leak check {self.digest}, by which "
+            f"{self.recognised} records were recognised"
+        )
 
 
 @dataclass
@@ -90,6 +114,7 @@ class RunStory:
     """Of every closed round the members of the run whose update was not merged, and why."""
     publications: list[Publication] = field(default_factory=list)
     consents: int = 0
+    leak_checks: dict[tuple[Address, str], LeakCheck] = field(default_factory=dict)
     masks: MaskStory = field(init=False)
     sums: list[Try | None] = field(default_factory=list)
     """Of every closed round of a blind run the attempt whose sum was opened; None where it closed as it began."""
@@ -139,7 +164,8 @@ def merge_all(runs: Mapping[int, RunStory], store: Path, progress: Callable[[int
                 seen.append(found)
             done += 1
             progress(done, total)
-    return Story(len(runs), total, len(seen), objects, tuple(seen))
+    stated = tuple(one for run in runs.values() for one in run.leak_checks.values())
+    return Story(len(runs), total, len(seen), objects, tuple(seen), stated)
 
 
 def events_of(ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -206,6 +232,11 @@ def _submitted(run: RunStory, values: Mapping[str, Any]) -> None:
     if member in run.round.submissions:
         raise Difference(f"{run.where()}: {checksum(member)} submitted twice")
     run.round.submissions[member] = bytes(values["digest"]), int(values["weight"])
+    for name, value in decode_metrics(bytes(values["metrics"])).items():
+        digest = name.removeprefix(LEAK_CHECK)
+        if digest != name and len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+            found = LeakCheck(run.number, run.index, checksum(member), digest, int(value))
+            run.leak_checks.setdefault((member, digest), found)
 
 
 def _elected(run: RunStory, values: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from swarm.cli import (
     evidence,
     export,
     init,
+    leak,
     members,
     node,
     recover,
@@ -59,6 +60,7 @@ app.command()(evidence.verify_evidence)
 app.command()(deploy.deploy)
 app.command()(demo.demo)
 app.command()(compare.compare)
+app.command()(leak.leak_check)
 app.add_typer(run.app, name="run")
 app.add_typer(members.app, name="members")
 app.add_typer(export.app, name="export")

@@ -23,7 +23,7 @@ from swarm.config.policy import (
     load_policy,
 )
 from swarm.config.proxy import Proxy, proxy_of
-from swarm.config.site import RelayConfig, RpcConfig, SiteConfig, check_site, load_site
+from swarm.config.site import LEAK_CHECK, LEAK_CHECK_RESULTS, RelayConfig, RpcConfig, SiteConfig, check_site, load_site
 from swarm.config.toml import ENDPOINT_BYTES_MAX, MEMBERS_MAX, NAME_BYTES_MAX
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "ENDPOINT_BYTES_MAX",
     "EPSILON",
     "EQUAL_ONLY",
+    "LEAK_CHECK",
+    "LEAK_CHECK_RESULTS",
     "MEMBERS_MAX",
     "MERGE_RULES",
     "NAME_BYTES_MAX",

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from swarm.identity import Identity
 
 
+LEAK_CHECK = "swarm.leak_check."
+"""Begins the name of the metric by which a site states its leak check; 64 hexadecimal digits of its digest follow."""
+LEAK_CHECK_RESULTS = Path("leak-check") / "results.json"
+"""In a site's folder: what the digest is of."""
+
+
 @dataclass(frozen=True)
 class RpcConfig:
     """`[rpc]` of a site's settings: where the ledger is read as JSON-RPC (HTTP and WebSocket), and how much of it."""

@@ -16,6 +16,7 @@ from typing import Any
 from swarm.config import Policy
 from swarm.errors import StorageError
 from swarm.learn.attach import Node
+from swarm.learn.leak.stated import with_leak_check
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class Seat:
         Returns the current place also if the round went on without this update: the site was too late.
         """
         weight = min(samples, self.policy.weight_max) if self.policy.weights == "samples" else 1
+        metrics = with_leak_check(self._node.site.folder, metrics)
         while True:
             answer = self._node.call(
                 "swarm_submit", run=self._id, round=place.round, path=str(path), weight=weight, metrics=dict(metrics)

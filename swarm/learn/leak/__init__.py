@@ -1,0 +1,1 @@
+"""What an update gives away, seen at the site before anything leaves it."""

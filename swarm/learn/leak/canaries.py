@@ -1,0 +1,58 @@
+"""How much does training give away at least? An audit with one training run and planted records.
+
+A fair coin decides for each canary whether it is trained on. The attacker sees every update of the run (or, in a
+blind run, every sum), adds up by how much each lowered a canary's loss, and calls a quarter of them in and a quarter
+of them out. How many of these guesses are right bounds epsilon from below (`binomial.py`).
+
+Source: Steinke, Nasr, Jagielski, Privacy Auditing with One (1) Training Run, NeurIPS 2023, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swarm.learn.leak.binomial import CONFIDENCE, epsilon_at_least
+from swarm.learn.leak.ground import Records
+from swarm.learn.leak.inversion import Known
+
+GUESSED = 4
+"""One in so many is called in, and as many out."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found."""
+
+    canaries: int
+    guesses: int
+    right: int
+    epsilon_min: float
+    """With `CONFIDENCE` training spends at least this."""
+    delta: float
+    epsilon_seen_max: float
+    """What the bound would be had every guess been right: no audit with so many canaries can show more."""
+
+
+def planted(count: int, known: Known, labels: Tensor, chance: torch.Generator) -> Records:
+    """Canaries: inputs without any structure between the least and the greatest, with labels drawn from true ones."""
+    noise = torch.rand((count, *known.mean.shape), generator=chance, dtype=torch.float64)
+    x = (known.low + (known.high - known.low) * noise).float()
+    return Records(x, labels[torch.randint(len(labels), (count,), generator=chance)])
+
+
+def audited(scores: Tensor, inside: Tensor, *, delta: float) -> Audit:
+    """Guess by scores that are higher for canaries which were trained on.
+
+    Args:
+        scores: (canaries,); inside: (canaries,) bool, the coins.
+    """
+    count = len(scores)
+    each = count // GUESSED
+    order = scores.argsort(descending=True)
+    right = int(inside[order[:each]].sum()) + int((~inside[order[count - each :]]).sum())
+    bound = epsilon_at_least(right, 2 * each, count, delta=delta, confidence=CONFIDENCE)
+    best = epsilon_at_least(2 * each, 2 * each, count, delta=delta, confidence=CONFIDENCE)
+    return Audit(count, 2 * each, right, bound, delta, best)

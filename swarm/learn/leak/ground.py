@@ -1,0 +1,229 @@
+"""What is attacked: the updates that one site's training gives away, made as training makes them."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils.data import DataLoader, TensorDataset
+
+from swarm.config import Policy
+from swarm.errors import ConfigError
+from swarm.learn.leak.inversion import Gradient, GradientOf, trained
+from swarm.learn.leak.measures import is_image
+from swarm.learn.private import Private
+from swarm.learn.recipes import Recipe, Site
+from swarm.learn.state import Checkpoint, State
+
+NO_LOSS_OF_ONE = "survival"
+"""The kind of recipe whose loss compares records with each other: one alone has none."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Some records on the model's scale."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def pick(self, index: Tensor) -> Records:
+        return Records(self.x[index], self.y[index])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What somebody can see of an update, and what it was made of."""
+
+    gradient: Gradient
+    """The update upside down, float64: the direction in which the loss grew."""
+    records: Records
+    """All that are in it."""
+
+
+class Ground:
+    """One site of a recipe at one checkpoint.
+
+    Args:
+        site: whose updates are attacked; the other sites are the attackers, with records of their own.
+        checkpoint: what training starts from; None: the recipe's fresh model.
+    Raises:
+        ConfigError: no such site, a model that trains nothing, or one that does not fit the checkpoint.
+    """
+
+    def __init__(
+        self, recipe: Recipe, policy: Policy, sites: Sequence[Site], site: str, *, seed: int, checkpoint: Path | None
+    ) -> None:
+        self.recipe, self.policy, self.seed = recipe, policy, seed
+        training = [one for one in sites if one.trains]
+        if site not in {one.name for one in training}:
+            raise ConfigError(f"the recipe has no site {site!r}; there are {', '.join(s.name for s in training)}")
+        self.agreed: Any = recipe.agree([(one.train.x, one.train.y) for one in training])
+        self.site = site
+        self.rows: dict[str, Records] = {
+            one.name: Records(recipe.scaled(one.train.x, self.agreed), one.train.y) for one in training
+        }
+        self.rows = {site: self.rows[site], **self.rows}  # the attacked one first
+        self.test = Records(
+            torch.cat([recipe.scaled(one.test.x, self.agreed) for one in sites]), torch.cat([s.test.y for s in sites])
+        )
+        if not self.rows[site].x.is_floating_point():
+            raise ConfigError(f"the inputs are {self.rows[site].x.dtype}: no gradient leads back to what is no number")
+        self.model = recipe.new_model(seed)
+        if not trained(self.model):
+            raise ConfigError("the recipe's model has no parameters that are trained: its updates say nothing")
+        if checkpoint is not None:
+            State(self.model, policy).load(Checkpoint(checkpoint), scaffold=policy.scaffold)
+        others = [rows.x for name, rows in self.rows.items() if name != site]
+        self.known_x = torch.cat(others) if others else self.test.x
+        """Of the same kind, and not the attacked site's: what the attackers have themselves."""
+
+    @property
+    def mine(self) -> Records:
+        """The attacked site's records."""
+        return self.rows[self.site]
+
+    @property
+    def is_image(self) -> bool:
+        return is_image(self.mine.x)
+
+    def chance(self, number: int) -> torch.Generator:
+        """A generator of this check's own, for each purpose another."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
+    # --- updates
+
+    def step(self, records: Records) -> Seen:
+        """One step of the site's own optimizer on one batch."""
+        model = copy.deepcopy(self.model).train()
+        optimizer = self.recipe.new_optimizer(model)
+        self._step(model, optimizer, records)
+        return Seen(self._difference(model), records)
+
+    def interval(self, site: str, chance: torch.Generator) -> Seen:
+        """A sync interval of a site's training, all its batches."""
+        rows = self.rows[site]
+        model = copy.deepcopy(self.model).train()
+        optimizer = self.recipe.new_optimizer(model)
+        seen = []
+        for index in stream(len(rows), self.recipe.BATCH, chance, self.policy.sync_interval):
+            self._step(model, optimizer, rows.pick(index))
+            seen.append(index)
+        used = torch.cat(seen).unique()  # type: ignore[no-untyped-call]
+        return Seen(self._difference(model), rows.pick(used))
+
+    def summed(self, parts: Sequence[Seen]) -> Seen:
+        """What a blind round shows: the sum of updates, weighted by their records, and nothing of any one."""
+        whole = sum(len(part.records) for part in parts)
+        weights = [len(part.records) / whole if self.policy.weights == "samples" else 1 / len(parts) for part in parts]
+        total = [
+            torch.stack([weight * part for weight, part in zip(weights, same, strict=True)]).sum(0)
+            for same in zip(*(part.gradient for part in parts), strict=True)
+        ]
+        records = Records(torch.cat([p.records.x for p in parts]), torch.cat([p.records.y for p in parts]))
+        return Seen(total, records)
+
+    def private_step(self, size: int, policy: Policy, source: np.random.Generator) -> Seen:
+        """One step with differential privacy, on a batch of about `size` records."""
+        model = copy.deepcopy(self.model).train()
+        with private(self, model, policy, size, source) as (loader, optimizer):
+            while True:
+                x, y = next(iter(loader))
+                if len(x):
+                    break
+            self._step(model, optimizer, Records(x, y))
+        return Seen(self._difference(model), Records(x, y))
+
+    def _step(self, model: nn.Module, optimizer: Any, records: Records) -> None:
+        optimizer.zero_grad()
+        self.recipe.loss(model, records.x, records.y, self.agreed).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def _difference(self, model: nn.Module) -> Gradient:
+        before, after = trained(self.model), trained(model)
+        return [(a.detach() - b.detach()).double() for a, b in zip(before, after, strict=True)]
+
+    # --- what the attacker computes
+
+    def gradient_of(self, y: Tensor) -> GradientOf:
+        """The gradient of a batch with these labels, in float64, by its inputs; dropout is off: it is secret."""
+        model = copy.deepcopy(self.model).double().train()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
+                module.eval()
+        parameters = trained(model)
+        labels = y.double() if y.is_floating_point() else y
+        agreed = self.agreed.double() if isinstance(self.agreed, Tensor) else self.agreed
+
+        def gradient(x: Tensor) -> Gradient:
+            loss = self.recipe.loss(model, x, labels, agreed)
+            return torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+
+        return gradient
+
+    @torch.no_grad()
+    def losses(self, model: nn.Module, records: Records) -> Tensor:
+        """The loss of each record by itself, (records,) float64.
+
+        Raises:
+            ConfigError: this recipe's loss knows none.
+        """
+        if self.recipe.KIND == NO_LOSS_OF_ONE:
+            raise ConfigError("this recipe's loss compares records with each other: one record has none")
+        was = model.training
+        model.eval()
+
+        def one(x: Tensor, y: Tensor) -> Tensor:
+            return self.recipe.loss(model, x[None], y[None], self.agreed)
+
+        found = torch.cat(
+            [vmap(one)(records.x[at], records.y[at]) for at in torch.split(torch.arange(len(records)), 1024)]
+        )
+        model.train(was)
+        return found.double()
+
+
+def stream(rows: int, batch: int, chance: torch.Generator, batches: int) -> Iterator[Tensor]:
+    """Row numbers of so many batches; each pass has its own order and may end with a smaller batch."""
+    left = batches
+    while left:
+        for index in torch.split(torch.randperm(rows, generator=chance), batch)[:left]:
+            left -= 1
+            yield index
+
+
+@contextmanager
+def private(
+    ground: Ground,
+    model: nn.Module,
+    policy: Policy,
+    batch: int,
+    source: np.random.Generator,
+    rows: Records | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """A site's loader and optimizer as `swarm.private` makes them; its budget is written to a folder that goes away."""
+    rows = ground.mine if rows is None else rows
+    with tempfile.TemporaryDirectory(prefix="swarm-leak-") as folder:
+        loader = DataLoader(TensorDataset(rows.x, rows.y), batch_size=min(batch, len(rows)))
+        made = Private(
+            model, ground.recipe.new_optimizer(model), loader, policy, Path(folder) / "spent.json", source=source
+        )
+        yield made.loader, made.optimizer
+
+
+def with_privacy(policy: Policy, epsilon: float, records: int) -> Policy:
+    """The policy itself where it is private, and otherwise the same with records protected to this epsilon."""
+    if policy.private:
+        return policy
+    return replace(policy, epsilon=epsilon, delta=min(1e-5, 0.1 / records), clip=1.0, unit="record")
