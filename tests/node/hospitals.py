@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Hospitals:
         self.failures: list[BaseException] = []
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> Hospitals:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

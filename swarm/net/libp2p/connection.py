@@ -25,6 +25,8 @@ UNPROVEN_MAX_BYTES = 64 << 10
 """What is read before a key is proven; a handshake takes 3 KiB."""
 MESSAGES_AHEAD_BYTES = 64 << 10
 """Messages handed to the stream ahead of the socket; the rest wait where the oldest can still go."""
+UNREAD_MAX_BYTES = 1 << 10
+"""What may wait on a stream when it brings its next request: its protocol's confirmation, but not the last answer."""
 PIPES_MAX = 16
 """Streams of the other side that are no frames: relayed connections, in the main."""
 PING = "/ipfs/ping/1.0.0"
@@ -357,6 +359,8 @@ class Connection:
         for frame in owner.reader.receive(data):
             if frame.kind is Kind.MESSAGE:
                 self._owner.message(self, frame.protocol, frame.payload)
+            elif frame.kind is Kind.REQUEST and stream.queued > UNREAD_MAX_BYTES:
+                raise PeerError("a stream brings a request, and the last answer was not read")
             elif frame.kind is Kind.REQUEST and not owner.answering:
                 owner.answering = True
                 self._answering += 1

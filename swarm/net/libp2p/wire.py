@@ -177,12 +177,13 @@ class Wire(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_soon(self._flush_now)
 
     def cut(self, reason: str) -> None:
-        """Drop the connection now, with what is still to be sent."""
+        """Drop the connection now, with what is still to be sent; its owner has heard so when this returns."""
+        if self._ended:
+            return
+        self.reason = reason
         if self._transport is None:
-            self.reason = reason
             self.abort()
-        elif not self._transport.is_closing():
-            self.reason = reason
+        else:
             remote = self.connection.remote
             logger.debug("connection with %s cut: %s", short(remote) if remote else self.host, reason)
             self._transport.abort()
