@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from train import order_of
 
+from swarm.learn import load_model
+
 ROUNDS, BATCHES = 15, 100
 """As in heart.toml."""
 
@@ -75,7 +77,7 @@ def results(
             rows.append(judged(f"FedAvg, {how}", fedavg(hospitals, scales, seed), hospitals, scales))
     if checkpoint is not None:
         model = new_model(seed)
-        model.load_state_dict(load_file(checkpoint))
+        load_model(model, checkpoint)
         rows.append(judged("swarm, shared scaling", model, hospitals, shared))
     return rows
 

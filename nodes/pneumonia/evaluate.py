@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data import part
 from model import new_model, score
-from safetensors.torch import load_file
+
+from swarm.learn import load_model
 
 METRICS = ("auc", "accuracy", "sensitivity", "specificity")
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="the last checkpoint of the run `pneumonia`")
     given = parser.parse_args()
     model, test = new_model(0), part("test")
-    model.load_state_dict(load_file(given.checkpoint))
+    load_model(model, given.checkpoint)
     scores = score(model, test.x, test.y)
     print(f"| method | {' | '.join(METRICS)} |\n{'| --- ' * (len(METRICS) + 1)}|")
     print(f"| swarm | {' | '.join(f'{scores[metric]:.3f}' for metric in METRICS)} |")

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from train import order_of
 
+from swarm.learn import load_model
+
 ROUNDS, BATCHES = 20, 4
 """As in tb.toml."""
 METRICS = ("auc", "accuracy")
@@ -110,7 +112,7 @@ def main() -> None:
     cohorts = [load(name) for name in COHORTS]
     sums = load_file(given.scaling) if given.scaling else summed([cohort.train for cohort in cohorts])
     model = new_model(given.seed)
-    model.load_state_dict(load_file(given.checkpoint))
+    load_model(model, given.checkpoint)
     x, y = tested([cohort.test for cohort in cohorts], Scaling.of(sums))
     print(table([{"swarm": score(model, x, y)}]))
 

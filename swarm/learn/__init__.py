@@ -7,17 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swarm.learn.callback import SwarmCallback
+    from swarm.learn.lightning import SwarmLightningCallback
     from swarm.learn.once import sum_over_members
     from swarm.learn.part import norm_layers
     from swarm.learn.private_model import replace_batchnorm
-    from swarm.learn.state import save_model
+    from swarm.learn.state import load_model, save_model
     from swarm.learn.statistics import Statistics
+    from swarm.learn.trackers import MLflow, TensorBoard
+    from swarm.learn.transformers import SwarmTrainerCallback
 
-__all__ = ["Statistics", "SwarmCallback", "norm_layers", "replace_batchnorm", "save_model", "sum_over_members"]
+__all__ = [
+    "MLflow",
+    "Statistics",
+    "SwarmCallback",
+    "SwarmLightningCallback",
+    "SwarmTrainerCallback",
+    "TensorBoard",
+    "load_model",
+    "norm_layers",
+    "replace_batchnorm",
+    "save_model",
+    "sum_over_members",
+]
 
 _MODULES = {
+    "MLflow": "trackers",
     "Statistics": "statistics",
     "SwarmCallback": "callback",
+    "SwarmLightningCallback": "lightning",
+    "SwarmTrainerCallback": "transformers",
+    "TensorBoard": "trackers",
+    "load_model": "state",
     "norm_layers": "part",
     "replace_batchnorm": "private_model",
     "save_model": "state",

@@ -232,6 +232,22 @@ def save_model(
     write_tensors(Path(path), schema, value)
 
 
+def load_model(model: nn.Module, path: str | Path, *, policy: Policy | str | Path | None = None) -> None:
+    """Give a model the parameters in a run's checkpoint, without what merges carry on in it (`swarm.…`).
+
+    Args:
+        model: as the run trains it; what stays at the sites keeps its values.
+        path: a checkpoint of the run, or what `save_model` wrote.
+        policy: of the run, or its TOML file; needed where it names `personal` or `scaffold`.
+    Raises:
+        ConfigError: the checkpoint is not of this model; names what differs.
+        StorageError: the file cannot be read, or is none.
+    """
+    if isinstance(policy, (str, Path)):
+        policy = load_policy(Path(policy))
+    State(model, policy).load(Checkpoint(Path(path)), scaffold=policy is not None and policy.scaffold)
+
+
 def as_tensors(values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Torch tensors of torch or numpy ones; ConfigError names what is neither."""
     return _checked({name: _of_array(value) for name, value in values.items()})

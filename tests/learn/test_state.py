@@ -15,7 +15,7 @@ from torch import nn
 
 from swarm.config import Policy
 from swarm.errors import ConfigError, StorageError
-from swarm.learn.state import DTYPES, Checkpoint, State, save_model, write_update
+from swarm.learn.state import DTYPES, Checkpoint, State, load_model, save_model, write_update
 from swarm.merge import merge_files
 from swarm.merge.schema import ELEMENT_BYTES
 
@@ -198,6 +198,12 @@ def test_the_state_of_the_runs_optimizer_is_not_the_models(tmp_path: Path) -> No
     assert merged.schema == base.schema
     assert set(merged.tensors) == {"weight", "bias"}
     assert torch.equal(merged.tensors["bias"], model.bias)
+    assert any(name.startswith("swarm.server.") for name in load_file(tmp_path / "merged"))
+    another = nn.Linear(2, 2)
+    load_model(another, tmp_path / "merged")
+    assert torch.equal(another.weight, merged.tensors["weight"])
+    with pytest.raises(ConfigError, match=r"the model does not fit the run"):
+        load_model(nn.Linear(3, 2), tmp_path / "merged")
     State(model).load(merged)
     write_update(State(model).tensors, merged, tmp_path / "next", range_max=8.0)
     merge_files(tmp_path / "merged", [tmp_path / "next"], [1], policy, tmp_path / "again")
