@@ -320,6 +320,14 @@ def _check_encoding(policy: Policy, need: Callable[[bool, str, str], None]) -> N
             "range",
             "at most 65504 where encoding = 'float16', which holds no more",
         )
+        for key in ("verify_all_members", "verify_all_bytes"):
+            unset = getattr(Policy, key)
+            need(
+                getattr(policy, key) == unset,
+                key,
+                f"left out ({unset}) where encoding = {policy.encoding!r}: everybody merges everything again, because "
+                "one chunk of the checkpoint comes from several of each update",
+            )
 
 
 def _check_server(policy: Policy, need: Callable[[bool, str, str], None]) -> None:

@@ -374,6 +374,8 @@ def agreed(folder: Path, **settings: Any) -> Policy:
         ({"encoding": '"int8"', "merge": '"mean"', "blind": "true", "submissions_min": 3}, "an encoding of their own"),
         ({"encoding": '"int8"', "merge": '"sum"', "weights": '"equal"'}, "no later round brings what is lost"),
         ({"encoding": '"float16"', "range": 70000.0, "step_bits": 16, "weight_max": 10}, "at most 65504"),
+        ({"encoding": '"int8"', "verify_all_members": 0}, "everybody merges everything again"),
+        ({"encoding": '"int8"', "verify_all_bytes": 0}, "everybody merges everything again"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings: dict[str, Any], why: str) -> None:
@@ -385,6 +387,7 @@ def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings: d
 def test_an_encoding_is_agreed_on_as_any_setting(tmp_path: Path, encoding: str) -> None:
     found = agreed(tmp_path, encoding=f'"{encoding}"')
     assert Policy.decode(found.encode()).encoding == encoding
+    assert not found.by_chunks
 
 
 def test_a_model_that_leaves_no_name_for_scales_starts_no_run() -> None:
