@@ -108,6 +108,10 @@ class Experiment:
         """What an arm trains by."""
         return self.variants.get(arm, self.policy)
 
+    def personal(self, arm: str) -> bool:
+        """Whether something of an arm's model stays at each site."""
+        return arm not in ("local", "pooled", "federated") and bool(self.policy_of(arm).personal)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that results depend on but for code and data; fit for JSON. Of a variant, what it changes."""
@@ -231,8 +235,10 @@ def _check(experiment: Experiment, where: str) -> None:
     need(set(arms) <= set(ARMS) and bool(arms), "arms", arms, f"of {', '.join(ARMS)}")
     need(len(set(arms)) == len(arms), "arms", arms, "each once")
     for name in experiment.variants:
-        named = NAME.fullmatch(name) is not None and name not in ARMS and not name.startswith("local ")
+        named = NAME.fullmatch(name) is not None and name not in ARMS
         need(named, "[arms.NAME]", name, f"1 to 64 plain characters, and not {', '.join(ARMS)}")
+        others = [other for other in (*ARMS, *experiment.variants) if name.startswith(f"{other} ")]
+        need(not others, "[arms.NAME]", name, f"another name: '{''.join(others[:1])} SITE' is a site's own model")
     need(100 <= experiment.bootstrap <= 100_000, "bootstrap", experiment.bootstrap, "100 to 100000 draws")
     need(
         all(0 <= seed < experiment.seeds for seed in experiment.ledger_seeds),

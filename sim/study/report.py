@@ -197,7 +197,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"<p>{len(found['sites'])} sites, {settings['seeds']} seeds, {policy['rounds']} rounds of "
         f"{policy['sync_interval']} batches, merge {escape(policy['merge'])}. Scenario: {escape(scenario(settings))}. "
         "Numbers are mean ± deviation over the seeds; in brackets, where 95 % of other samples of the test rows would "
-        "lie. On all test rows <i>local</i> is the mean over the sites' own models; at a site it is the site's own."
+        "lie. On all test rows <i>local</i> is the mean over the sites' own models; at a site it is the site's own. "
+        "The same holds for an arm of which something stays at the sites."
         "</p>",
         *(
             f"<p><i>{escape(name)}</i> is a swarm with {escape(_said(v))}.</p>"

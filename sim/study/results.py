@@ -37,6 +37,8 @@ class Judge:
         self._sites = prepared.sites
         self._done = done
         self.arms = prepared.experiment.all_arms
+        self._own = {arm for arm in self.arms if arm == "local" or prepared.experiment.personal(arm)}
+        """Arms of which each site has a model of its own."""
         self.main = metrics.MAIN[self.kind]
         self.training = [site.name for site in prepared.sites if site.trains]
         self.rows: dict[str, Rows] = {site.name: site.test for site in prepared.sites}
@@ -45,8 +47,14 @@ class Judge:
         self._known: dict[tuple[str, str], Draws] = {}
 
     def models(self, arm: str) -> list[str]:
-        """The names of an arm's models."""
-        return [f"local {name}" for name in self.training] if arm == "local" else [arm]
+        """The names of an arm's models: one, or one of each site that trains."""
+        return [f"{arm} {name}" for name in self.training] if arm in self._own else [arm]
+
+    def model_of(self, arm: str, site: str) -> str | None:
+        """The model that a site has of an arm; who never trains has what all share, and no local one."""
+        if arm in self._own and site in self.training:
+            return f"{arm} {site}"
+        return None if arm == "local" else arm
 
     def on_site(self, model: str, site: str) -> Draws:
         """One model on the test rows of one site."""
@@ -62,10 +70,9 @@ class Judge:
         return self._draws(rows, found if index is None else [outputs[index > 0] for outputs in found])
 
     def at_home(self, arm: str, site: str) -> Draws | None:
-        """An arm at a site: of the local models its own, which a site that never trains has not."""
-        if arm == "local" and site not in self.training:
-            return None
-        return self.on_site(f"local {site}" if arm == "local" else arm, site)
+        """An arm's model at a site, if it has one."""
+        model = self.model_of(arm, site)
+        return None if model is None else self.on_site(model, site)
 
     def on_stranger(self, site: str) -> dict[str, Draws]:
         """Models that never saw a site, on all of its rows, by name."""
@@ -79,9 +86,9 @@ class Judge:
         """Calibration on all test rows or at home at a site, the outputs of all seeds and models together."""
         chances, truths = [], []
         y = (self.rows[site] if site else self.whole).y.numpy()
-        models = [f"local {site}"] if arm == "local" and site else self.models(arm)
+        models = [self.model_of(arm, site)] if site else self.models(arm)
         for one in self._calm:
-            for model in models:
+            for model in filter(None, models):
                 p = metrics.probabilities(self.kind, self._of(one, model, [site] if site else list(self.rows)))
                 chances.append(p if self.kind == "binary" else p.max(axis=1))
                 truths.append(y > 0 if self.kind == "binary" else p.argmax(axis=1) == y)

@@ -203,7 +203,6 @@ def _work(prepared: Prepared, job: Job, tell: Callable[[str], None]) -> dict[str
     experiment, recipe, sites = prepared.experiment, prepared.recipe, prepared.sites
     study = arms.Study(recipe, experiment.policy, experiment.scenario, sites, job.left_out)
     models: dict[str, nn.Module] = {}
-    at_home: dict[str, Mapping[str, nn.Module]] = {}
     checkpoints: dict[str, str] = {}
     for arm in experiment.all_arms:
         tell(arm)
@@ -215,15 +214,13 @@ def _work(prepared: Prepared, job: Job, tell: Callable[[str], None]) -> dict[str
             ledger = arm == "swarm" and job.seed in experiment.ledger_seeds and not job.left_out
             here = study.under(experiment.policy_of(arm))
             trained = ledgered.swarm(here, job.seed) if ledger else arms.swarm(here, job.seed)
-            models[arm], at_home[arm], checkpoints[arm] = trained.model, trained.at_home, trained.checkpoint.hex()
+            models |= {f"{arm} {name}": model for name, model in trained.at_home.items()}
+            models[arm], checkpoints[arm] = trained.model, trained.checkpoint.hex()
     judged = {site.name: rows.x for site, rows in judged_on(sites, job)}
     return {
         "outputs": {
-            model: {
-                name: _finite(study.outputs(at_home.get(model, {}).get(name, one), x), model, job)
-                for name, x in judged.items()
-            }
-            for model, one in models.items()
+            name: {site: _finite(study.outputs(model, x), name, job) for site, x in judged.items()}
+            for name, model in models.items()
         },
         "checkpoints": checkpoints,
     }

@@ -309,6 +309,10 @@ def test_further_policies_are_arms_beside_the_four(tmp_path: Path) -> None:
     auc = {arm: found["measures"][arm]["all test rows"]["auc"]["mean"] for arm in ("own bias", "federated")}
     assert better["mean"] == pytest.approx(auc["own bias"] - auc["federated"], abs=2e-6)
     assert (better["above"], better["seeds"]) == (int(better["mean"] > 0), 1)
+    matrix = found["matrix"]
+    sites = list(found["alone"])
+    assert [name for name in matrix if name.startswith("own")] == [f"own bias {site}" for site in sites]
+    assert found["measures"]["own bias"]["va"]["auc"] == matrix["own bias va"]["va"]
     html = page(found)
     assert "own bias" in html
     assert "<td>0.5 to 0.7</td>" in html
@@ -380,6 +384,7 @@ WRONG = {
     "[scenario]\ntest_prevalence = 1.0": "0 to 1",
     'arms = ["local", "local"]': "each once",
     "[arms]\nswarm = { proximal = 0.1 }": "and not local",
+    "[arms]\n'local va' = { proximal = 0.1 }": "is a site's own model",
     "[arms]\n'a/b' = { proximal = 0.1 }": "1 to 64 plain characters",
     "[arms]\nfedprox = { mu = 0.1 }": "[arms.fedprox] has no 'mu'",
     "[arms]\nfedprox = 3": "[arms.fedprox] is a table of settings",
