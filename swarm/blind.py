@@ -135,6 +135,8 @@ class HaveMasks:
     """Its public key; the secret one is on its disk."""
     entry: Entry | None = None
     """Of the attempt that the state tells of."""
+    before: frozenset[Digest] = frozenset()
+    """Vectors that it masked in the attempts before this one."""
     sits_out: bool = False
     """Its disk was restored in this round: it joins the next one."""
     attached: bool = False
@@ -324,7 +326,8 @@ def lost(state: RoundState, masks: MaskState, me: Address, have: HaveMasks) -> b
     if me in masks.revealed and entry.survivors != masks.survivors:
         return True
     mine = next((s for s in state.submissions if s.member == me), None)
-    return mine is not None and me in masks.frozen and mine.digest != entry.masked
+    # A submission that was under way when the round began again counts in the attempt that follows.
+    return mine is not None and me in masks.frozen and mine.digest not in {entry.masked, *have.before}
 
 
 def mask_duties(

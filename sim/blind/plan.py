@@ -95,7 +95,7 @@ def draw(seed: int, *, mistake: str = "") -> Plan:
     )
     return Plan(
         seed, members, rounds, liars, tuple(ambushes), partitions,
-        loss=rng.choice([0.0, 0.0, 0.05, 0.2]), skew_s=rng.choice([0.0, 0.5]), quick_s=rng.choice([0.1, 2.0, 8.0]),
+        loss=rng.choice([0.0, 0.0, 0.02, 0.1]), skew_s=rng.choice([0.0, 0.5]), quick_s=rng.choice([0.1, 2.0, 8.0]),
         mistake=mistake,
     )  # fmt: skip
 

@@ -25,6 +25,8 @@ SEED_BYTES = 32
 FILE_MAX_BYTES = 64 << 10
 KEPT_MAX = 64
 """Attempts of a run whose digests are kept."""
+RECENT = 8
+"""So many attempts back a submission may come from that the ledger takes late."""
 
 
 class SecondUse(AssertionError):
@@ -96,6 +98,11 @@ class MaskLog:
             document = self._read(self._place(run, attempt))
             self._known[run, attempt] = None if document is None else _logged(attempt, document)
         return self._known[run, attempt]
+
+    def masked_before(self, run: int, attempt: int) -> frozenset[Digest]:
+        """The vectors of the few attempts before this one."""
+        found = (self.read(run, number) for number in range(max(attempt - RECENT, 1), attempt))
+        return frozenset(logged.entry.masked for logged in found if logged is not None and logged.entry.masked)
 
     def seed(self, run: int, attempt: int) -> bytes:
         """The seed of an attempt that is about to be joined; the same one however often this is asked."""

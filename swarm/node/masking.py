@@ -296,6 +296,7 @@ class Masking:
         return HaveMasks(
             key=public_key(self.log.secret(run.id)),
             entry=logged.entry if logged is not None and logged.seed else None,
+            before=self.log.masked_before(run.id, masks.attempt),
             sits_out=self.log.sits_out(run.id, masks.round),
             attached=attached,
             plain=veil.plain is not None and self._store.has(state.base),
