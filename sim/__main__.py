@@ -25,6 +25,7 @@ COMMANDS = {
     "blind": "sim.blind.__main__",
     "consensus": "sim.consensus",
     "liveness": "sim.liveness",
+    "private": "sim.private",
     "tamper": "sim.tamper",
     "uneven": "sim.uneven",
 }
@@ -96,10 +97,10 @@ def many(plans: Sequence[Plan], jobs: int) -> int:
 
 def main() -> int:
     """Run what the command line says; the exit status."""
-    if any(argument.endswith(".toml") for argument in sys.argv[1:]):
-        return _run("sim.scale.command", sys.argv[1:])
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return _run(COMMANDS[sys.argv[1]], sys.argv[2:])
+    if any(argument.endswith(".toml") for argument in sys.argv[1:]):
+        return _run("sim.scale.command", sys.argv[1:])
     arguments = parser().parse_args()
     try:
         if arguments.seeds:

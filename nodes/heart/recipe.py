@@ -7,10 +7,21 @@ from collections.abc import Sequence
 import torch
 from data import HOSPITALS, Rows, Scaling, sums_of
 from data import load as load_one
-from model import new_model
+from model import PRIVATE_BATCH, new_model, new_private_optimizer
 from torch import Tensor, nn
 
-__all__ = ["BATCH", "KIND", "agree", "load", "loss", "new_model", "new_optimizer", "scaled"]
+__all__ = [
+    "BATCH",
+    "KIND",
+    "PRIVATE_BATCH",
+    "agree",
+    "load",
+    "loss",
+    "new_model",
+    "new_optimizer",
+    "new_private_optimizer",
+    "scaled",
+]
 
 KIND = "binary"
 BATCH = 4

@@ -1,6 +1,7 @@
 """One hospital's training loop: what a site runs beside its node, `python train.py sites/cleveland.toml`.
 
-Two runs, agreed beforehand: `heart-scaling` adds up the sites' column sums once, `heart` trains the model.
+Two runs, agreed beforehand: `heart-scaling` adds up the sites' column sums once, `heart` trains the model. Or, with
+differential privacy, `heart-private` does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import data
 import torch
 from data import Scaling, load, sums_of
-from model import describe, empty_sums, new_model, score, step
+from model import PRIVATE_BATCH, describe, empty_sums, new_model, new_private_optimizer, score, step
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,7 +24,7 @@ from swarm import SwarmCallback, SwarmError, sum_over_members
 from swarm.learn import save_model
 
 
-def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float) -> nn.Module:
+def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float, run: str = "heart") -> nn.Module:
     """The model of all hospitals, after taking part in both runs with the patients of one."""
     patients = load(hospital, folder)
     scaling = Scaling.of(sum_over_members(site, sums_of(patients.train.x), run="heart-scaling"))
@@ -31,11 +32,13 @@ def train(site: Path, *, hospital: str, folder: Path, seed: int, pause_s: float)
 
     order = torch.Generator()
     rows = TensorDataset(scaling(patients.train.x), patients.train.y)
-    loader = DataLoader(rows, batch_size=4, shuffle=True, generator=order)
-    model = new_model(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    private = run == "heart-private"
+    loader = DataLoader(rows, batch_size=PRIVATE_BATCH if private else 4, shuffle=True, generator=order)
+    model: nn.Module = new_model(seed)
+    optimizer = new_private_optimizer(model) if private else torch.optim.SGD(model.parameters(), lr=0.01)
 
-    with SwarmCallback(model, site, run="heart") as swarm:
+    with SwarmCallback(model, site, run=run) as swarm:
+        model, optimizer, loader = swarm.private(model, optimizer, loader)  # as they are where the run is not private
         while not swarm.finished:
             order.manual_seed(order_of(seed, hospital, swarm.round))
             for x, y in chain.from_iterable(repeat(loader)):
@@ -65,10 +68,15 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds after each round, to watch it happen")
     parser.add_argument("--out", type=Path, help="write the last checkpoint here")
     parser.add_argument("--genesis", type=Path, help="write what a run starts from, and stop")
-    parser.add_argument("--run", choices=("heart", "heart-scaling"), default="heart", help="for --genesis: which run")
+    runs = ("heart", "heart-private", "heart-scaling")
+    parser.add_argument(
+        "--run", choices=runs, default="heart", help="which one trains; with --genesis, which one's start"
+    )
     given = parser.parse_args()
     if given.genesis is not None:
-        save_model(new_model(given.seed) if given.run == "heart" else empty_sums(), given.genesis)
+        save_model(empty_sums() if given.run == "heart-scaling" else new_model(given.seed), given.genesis)
+    elif given.run == "heart-scaling":
+        parser.error("heart-scaling is agreed by itself before a model is trained; name the run that trains")
     elif given.site is None:
         parser.error("name this site's settings, sites/NAME.toml, or --genesis FILE")
     else:
@@ -78,6 +86,7 @@ def main() -> None:
             folder=given.data,
             seed=given.seed,
             pause_s=given.pause,
+            run=given.run,
         )
         if given.out is not None:
             save_model(model, given.out)

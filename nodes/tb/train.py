@@ -1,6 +1,7 @@
 """One cohort's training loop: what a site runs beside its node, `python train.py sites/uganda.toml`.
 
-Two runs, agreed beforehand: `tb-scaling` adds up the sites' sums for each gene once, `tb` trains the model.
+Two runs, agreed beforehand: `tb-scaling` adds up the sites' sums for each gene once, `tb` trains the model. Or, with
+differential privacy, `tb-private` does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import data
 import torch
 from data import Scaling, load, sums_of
-from model import empty_sums, new_model, new_optimizer, score, step
+from model import PRIVATE_BATCH, empty_sums, new_model, new_optimizer, new_private_optimizer, score, step
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,7 +23,7 @@ from swarm import SwarmCallback, SwarmError, sum_over_members
 from swarm.learn import save_model
 
 
-def train(site: Path, *, cohort: str, folder: Path, seed: int) -> nn.Module:
+def train(site: Path, *, cohort: str, folder: Path, seed: int, run: str = "tb") -> nn.Module:
     """The model of all cohorts, after taking part in both runs with the samples of one."""
     samples = load(cohort, folder)
     scaling = Scaling.of(sum_over_members(site, sums_of(samples.train.x), run="tb-scaling"))
@@ -30,11 +31,13 @@ def train(site: Path, *, cohort: str, folder: Path, seed: int) -> nn.Module:
 
     order = torch.Generator()
     rows = TensorDataset(scaling(samples.train.x), samples.train.y)
-    loader = DataLoader(rows, batch_size=8, shuffle=True, generator=order)
-    model = new_model(seed)
-    optimizer = new_optimizer(model)
+    private = run == "tb-private"
+    loader = DataLoader(rows, batch_size=PRIVATE_BATCH if private else 8, shuffle=True, generator=order)
+    model: nn.Module = new_model(seed)
+    optimizer = new_private_optimizer(model) if private else new_optimizer(model)
 
-    with SwarmCallback(model, site, run="tb") as swarm:
+    with SwarmCallback(model, site, run=run) as swarm:
+        model, optimizer, loader = swarm.private(model, optimizer, loader)  # as they are where the run is not private
         while not swarm.finished:
             order.manual_seed(order_of(seed, cohort, swarm.round))
             model.train()
@@ -63,14 +66,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=data.FOLDER)
     parser.add_argument("--out", type=Path, help="write the last checkpoint here")
     parser.add_argument("--genesis", type=Path, help="write what a run starts from, and stop")
-    parser.add_argument("--run", choices=("tb", "tb-scaling"), default="tb", help="for --genesis: which run")
+    runs = ("tb", "tb-private", "tb-scaling")
+    parser.add_argument("--run", choices=runs, default="tb", help="which one trains; with --genesis, which one's start")
     given = parser.parse_args()
     if given.genesis is not None:
-        save_model(new_model(given.seed) if given.run == "tb" else empty_sums(), given.genesis)
+        save_model(empty_sums() if given.run == "tb-scaling" else new_model(given.seed), given.genesis)
+    elif given.run == "tb-scaling":
+        parser.error("tb-scaling is agreed by itself before a model is trained; name the run that trains")
     elif given.site is None:
         parser.error("name this site's settings, sites/NAME.toml, or --genesis FILE")
     else:
-        model = train(given.site, cohort=given.cohort or given.site.stem, folder=given.data, seed=given.seed)
+        model = train(
+            given.site, cohort=given.cohort or given.site.stem, folder=given.data, seed=given.seed, run=given.run
+        )
         if given.out is not None:
             save_model(model, given.out)
 
