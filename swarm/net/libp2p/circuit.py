@@ -60,6 +60,14 @@ class Circuit(asyncio.Transport):
         """Nothing more is taken."""
         return self._closing
 
+    def pause_reading(self) -> None:
+        """What the other side has credit for may still come."""
+        self._pipe.hold()
+
+    def resume_reading(self) -> None:
+        """More may come."""
+        self._pipe.release()
+
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """The pipe has its own."""
 

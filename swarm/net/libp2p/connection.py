@@ -18,6 +18,7 @@ from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.negotiation import Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.yamux import Stream, What
+from swarm.net.transport import MESSAGE_MAX_BYTES
 
 REQUESTS_MAX = 8
 """Requests under way to one member; the next ones wait. Each may hold one message of memory."""
@@ -27,6 +28,8 @@ MESSAGES_AHEAD_BYTES = 64 << 10
 """Messages handed to the stream ahead of the socket; the rest wait where the oldest can still go."""
 UNREAD_MAX_BYTES = 1 << 10
 """What may wait on a stream when it brings its next request: its protocol's confirmation, but not the last answer."""
+HELD_MAX_BYTES = 4 * MESSAGE_MAX_BYTES
+"""Of all messages and answers on their way here that are not whole: twice what eight answers of an object have."""
 PIPES_MAX = 16
 """Streams of the other side that are no frames: relayed connections, in the main."""
 PING = "/ipfs/ping/1.0.0"
@@ -197,6 +200,11 @@ class Connection:
         return self._session is not None and self._session.bulk_waits
 
     @property
+    def short_frames(self) -> int:
+        """Short frames that came."""
+        return self._session.short if self._session is not None else 0
+
+    @property
     def dropped(self) -> int:
         """Messages that gave way because the queue was full."""
         return self._messages.dropped
@@ -323,10 +331,21 @@ class Connection:
         owner = stream.owner
         if isinstance(owner, _Inward):
             self._inward(stream, owner, data)
+            self._bound_held(owner.reader)
         elif isinstance(owner, _Outward):
             self._outward(stream, owner, data)
+            self._bound_held(owner.reader)
         elif isinstance(owner, Pipe):
             owner.take(data)
+
+    def _bound_held(self, reader: frames.Reader) -> None:
+        if reader.held_bytes < HELD_MAX_BYTES // 64:
+            return  # all streams together stay below it
+        assert self._session is not None
+        owners = (stream.owner for stream in self._session.all())
+        held = sum(owner.reader.held_bytes for owner in owners if isinstance(owner, _Inward | _Outward))
+        if held > HELD_MAX_BYTES:
+            raise PeerError(f"{held} bytes of unfinished messages, at most {HELD_MAX_BYTES} are kept")
 
     def _inward(self, stream: Stream, owner: _Inward, data: memoryview) -> None:
         session = self._session

@@ -55,11 +55,17 @@ class Reader:
         self._head = bytearray()
         self._kind = Kind.MESSAGE
         self._name_size = 0
+        self._size = 0
         self._left = 0
         """Bytes of name and payload still to come."""
         self._parts: list[bytes | memoryview] = []
         self._small = bytearray()
         self._names: dict[bytes, str] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """What has come of a frame that is not whole."""
+        return self._size - self._left if self._left else 0
 
     def receive(self, data: memoryview) -> Iterator[Frame]:
         """The frames that are whole now. Views of `data` are kept for the others: nothing may be written into it.
@@ -113,7 +119,8 @@ class Reader:
             raise PeerError(f"not a frame: kind {kind}, a name of {name_size} bytes")
         if payload_size > MESSAGE_MAX_BYTES:
             raise PeerError(f"a message of {payload_size} bytes is on its way, at most {MESSAGE_MAX_BYTES} are read")
-        self._kind, self._name_size, self._left = _KINDS[kind], name_size, name_size + payload_size
+        self._kind, self._name_size = _KINDS[kind], name_size
+        self._size = self._left = name_size + payload_size
 
     def _frame(self, body: bytes | memoryview) -> Frame:
         # Of a whole `bytes` the whole slice is itself: a large answer has no name and is not copied again.

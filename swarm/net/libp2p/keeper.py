@@ -13,6 +13,7 @@ from swarm.encoding import Address, short
 from swarm.errors import PeerError
 from swarm.net.libp2p.circuit import Call
 from swarm.net.libp2p.dialling import Place, connect
+from swarm.net.libp2p.shares import Shares
 from swarm.net.libp2p.wire import Wire
 from swarm.net.meter import Meter
 
@@ -42,6 +43,7 @@ class Peer:
         self.wires: list[Wire] = []
         """Oldest first."""
         self.retiring: set[Wire] = set()
+        self.shares = Shares()
         self.changed = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
 

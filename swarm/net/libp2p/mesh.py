@@ -26,6 +26,7 @@ from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.relay import Relay
 from swarm.net.libp2p.security import Credentials
+from swarm.net.libp2p.shares import Doors
 from swarm.net.libp2p.wire import READ_BYTES, Wire
 from swarm.net.meter import Meter
 
@@ -88,6 +89,7 @@ class Mesh:
         self._retirements: set[asyncio.TimerHandle] = set()
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._server: asyncio.Server | None = None
+        self._doors = Doors()
         self._keeper = Keeper(me, self._peers, self.meter, self._wire, proxy)
 
     async def start(self) -> int:
@@ -214,7 +216,7 @@ class Mesh:
             return
         others = [other for other in peer.wires if other not in peer.retiring]
         peer.wires.append(wire)
-        wire.count(self.meter.of(peer.address))
+        wire.count(self.meter.of(peer.address), peer.shares)
         self._note_relay(peer)
         peer.changed.set()
         self._look_over(wire)
@@ -228,6 +230,7 @@ class Mesh:
 
     def message(self, connection: Connection, protocol: str, payload: bytes) -> None:
         assert connection.remote is not None
+        self._spend(connection.remote, protocol)
         self._upcalls.message(connection.remote, protocol, payload)
 
     def request(self, connection: Connection, protocol: str, payload: bytes, done: Done) -> None:
@@ -238,7 +241,13 @@ class Mesh:
             done(answer, reason)
             wire.flush_soon()
 
+        self._spend(connection.remote, protocol)
         self._upcalls.request(connection.remote, protocol, payload, answered)
+
+    def _spend(self, member: Address, protocol: str) -> None:
+        peer = self._peers.get(member)
+        if peer is not None:
+            peer.shares.message(protocol, asyncio.get_running_loop().time())
 
     def leaving(self, connection: Connection) -> None:
         peer = self._peers.get(connection.remote or b"")
@@ -295,8 +304,15 @@ class Mesh:
         connection = Connection(self._credentials, self, dialled=dialled, pipes=pipes)
         # What is relayed leaves over the connection with the relay, and waits there for its turn.
         pace = Pace(None) if relayed else self._pace
-        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, pace, self._closed)
+        wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, pace, self._closed, self._refusal)
         return wire
+
+    def _refusal(self, host: str) -> str:
+        """Why nobody from this address may connect now; nothing where it may. Relayed connections have no address."""
+        if not host or self._doors.knock(host, asyncio.get_running_loop().time()):
+            return ""
+        self.meter.refuse("too often from one address")
+        return "too many connections from this address"
 
     def _way(self, member: Address) -> Connection | None:
         """The direct connection with a member, if there is one."""

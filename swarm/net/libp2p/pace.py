@@ -10,19 +10,21 @@ class Pace:
     """How much may be sent now.
 
     Args:
-        bytes_s: the cap in bytes a second; None for none.
+        bytes_s: the cap in bytes (or whatever is counted) a second; None for none.
+        burst_s: so much of a second, or so many seconds' worth, may go at once.
     """
 
-    def __init__(self, bytes_s: float | None) -> None:
+    def __init__(self, bytes_s: float | None, *, burst_s: float = BURST_S) -> None:
         if bytes_s is not None and bytes_s <= 0:
             raise ValueError(f"a cap of {bytes_s} bytes a second lets nothing through")
         self._bytes_s = bytes_s
-        self._credit = 0.0 if bytes_s is None else bytes_s * BURST_S
+        self._burst_s = burst_s
+        self._credit = 0.0 if bytes_s is None else bytes_s * burst_s
         self._at_s = 0.0
 
     def piece_bytes(self, size_bytes: int) -> int:
         """How much of `size_bytes` to send at once, so that no piece is more than a burst."""
-        return size_bytes if self._bytes_s is None else max(min(size_bytes, int(self._bytes_s * BURST_S)), 1024)
+        return size_bytes if self._bytes_s is None else max(min(size_bytes, int(self._bytes_s * self._burst_s)), 1024)
 
     def wait_s(self, now_s: float) -> float:
         """How long bulk has to wait; 0.0 where it may go."""
@@ -38,5 +40,5 @@ class Pace:
             self._credit -= size_bytes
 
     def _refill(self, now_s: float, bytes_s: float) -> None:
-        self._credit = min(self._credit + (now_s - self._at_s) * bytes_s, bytes_s * BURST_S)
+        self._credit = min(self._credit + (now_s - self._at_s) * bytes_s, bytes_s * self._burst_s)
         self._at_s = now_s

@@ -11,6 +11,7 @@ from swarm.encoding import Address, short
 from swarm.errors import PeerError
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.pace import Pace
+from swarm.net.libp2p.shares import Shares
 from swarm.net.meter import Traffic
 
 logger = logging.getLogger(__name__)
@@ -49,10 +50,17 @@ class Wire(asyncio.BufferedProtocol):
         ping_s: how often a ping is sent; after `SILENCES_MAX` such intervals of silence the connection is cut.
         pace: what this node may send, over all its connections.
         closed: called once when the socket is gone.
+        refusal: why a connection that this address opens is sent away at once, or nothing.
     """
 
     def __init__(
-        self, connection: Connection, buffer: memoryview, ping_s: float, pace: Pace, closed: Callable[[Wire], None]
+        self,
+        connection: Connection,
+        buffer: memoryview,
+        ping_s: float,
+        pace: Pace,
+        closed: Callable[[Wire], None],
+        refusal: Callable[[str], str] = lambda host: "",
     ) -> None:
         self.connection = connection
         self.host = ""
@@ -81,6 +89,11 @@ class Wire(asyncio.BufferedProtocol):
         self._long = False
         """The line is long, and its socket was told to endure loss."""
         self._closed = closed
+        self._refusal = refusal
+        self._shares: Shares | None = None
+        self._short = 0
+        self._resting: asyncio.TimerHandle | None = None
+        """When is read again from a member that said more than its share."""
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._flushing = False
@@ -103,6 +116,10 @@ class Wire(asyncio.BufferedProtocol):
         self.since_s = loop.time()
         peer = transport.get_extra_info("peername")
         self.host = str(peer[0]) if peer else ""
+        if self.connection.dialled is None and (reason := self._refusal(self.host)):
+            self.refused = True
+            self.cut(reason)
+            return
         transport.set_write_buffer_limits(high=WRITE_BYTES)
         wire: socket.socket | None = transport.get_extra_info("socket")
         if wire is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):
@@ -128,6 +145,7 @@ class Wire(asyncio.BufferedProtocol):
         else:
             self._note_pong()
             self.flush()
+            self._rest()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -164,9 +182,9 @@ class Wire(asyncio.BufferedProtocol):
         except PeerError as error:
             self.cut(str(error))
 
-    def count(self, traffic: Traffic) -> None:
-        """Count here from now on, and measure the round trip."""
-        self._traffic = traffic
+    def count(self, traffic: Traffic, shares: Shares) -> None:
+        """Count here from now on, measure the round trip, and hold the other side to its shares."""
+        self._traffic, self._shares = traffic, shares
         traffic.connections += 1
         self._ping()
 
@@ -211,6 +229,27 @@ class Wire(asyncio.BufferedProtocol):
 
     # Inside
 
+    def _rest(self) -> None:
+        """Read nothing from a member that said more than its share, until that is paid."""
+        shares, transport = self._shares, self._transport
+        if shares is None or transport is None or self._resting is not None or transport.is_closing():
+            return
+        loop = asyncio.get_running_loop()
+        short = self.connection.short_frames
+        shares.frames(short - self._short, loop.time())
+        self._short = short
+        wait_s = shares.wait_s(loop.time())
+        if wait_s > 0:
+            transport.pause_reading()
+            self._resting = loop.call_later(wait_s, self._rested)
+            if self._traffic is not None:
+                self._traffic.pauses += 1
+
+    def _rested(self) -> None:
+        self._resting = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def _flush_in(self, wait_s: float) -> None:
         if self._held is None:
             self._held = asyncio.get_running_loop().call_later(wait_s, self._flush_held)
@@ -253,7 +292,7 @@ class Wire(asyncio.BufferedProtocol):
         if self._ended:
             return
         self._ended = True
-        for timer in (self._timer, self._held):
+        for timer in (self._timer, self._held, self._resting):
             if timer is not None:
                 timer.cancel()
         if not self.ready.done():

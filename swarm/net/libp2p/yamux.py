@@ -33,6 +33,9 @@ REFUSED_MAX = 256
 CONTROL_MAX_BYTES = 64 << 10
 """Answers (pings, resets, credit) that wait to be sent: more means that the other side asks and does not read."""
 
+SHORT_BYTES = 4 << 10
+"""A frame below it is short: many of those cost more than what they bring."""
+
 _HEADER = struct.Struct("!BBHII")
 _DATA, _WINDOW, _PING, _GO_AWAY = range(4)
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
@@ -103,6 +106,8 @@ class Session:
         self._streams_max = streams_max
         self._inbound = 0
         self._refused = 0
+        self.short = 0
+        """Short frames that came."""
         self._control = bytearray()
         self._urgent: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
@@ -139,6 +144,10 @@ class Session:
         if not stream.gone:
             self._put(_WINDOW, _RST, stream.id, 0)
             self._forget(stream)
+
+    def all(self) -> Iterator[Stream]:
+        """The streams that are not gone."""
+        return iter(self._streams.values())
 
     def theirs(self) -> Iterator[Stream]:
         """The streams that the other side opened and that are not gone."""
@@ -222,6 +231,7 @@ class Session:
         version, kind, flags, number, length = header
         if version != 0 or kind > _GO_AWAY:
             raise PeerError(f"not a yamux frame: version {version}, type {kind}")
+        self.short += kind != _DATA or length < SHORT_BYTES
         if kind == _PING:
             if flags & _SYN:
                 self._put(_PING, _ACK, 0, length)
