@@ -8,10 +8,8 @@ from swarm.errors import ConfigError
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether PEFT wrapped this model, or put an adapter into it."""
-    return hasattr(model, "peft_config") and (
-        not hasattr(model, "_hf_peft_config_loaded") or bool(model._hf_peft_config_loaded)
-    )
+    """Whether PEFT wrapped this model or a part of it, or put an adapter into it."""
+    return any(hasattr(module, "peft_config") for module in model.modules())
 
 
 def adapter_of(model: nn.Module) -> nn.Module:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from swarm.errors import ConfigError, SwarmError
 from swarm.learn.callback import SwarmCallback
@@ -24,6 +24,9 @@ from swarm.learn.state import State
 from swarm.learn.trackers import Tracker
 
 logger = logging.getLogger(__name__)
+
+SPLIT = ("device_mesh", "ds_id")
+"""What PyTorch's `DTensor` and DeepSpeed's parameters have and whole ones have not; neither is imported to ask."""
 
 
 class Loop:
@@ -50,13 +53,12 @@ class Loop:
         self._model = model
         self._metrics = metrics
         self._processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        first = self._processes == 1 or dist.get_rank() == 0
+        self._is_first = self._processes == 1 or dist.get_rank() == 0
         if keep and self._processes > 1:
             logger.info("run %s: %d processes, whose optimizers are not kept for a restart", run, self._processes)
             keep = None
-        self.swarm = SwarmCallback(model, site, run, patience_s=patience_s, keep=keep, trackers=trackers)
-        """Of the first process; those of the others are never asked anything."""
-        self._first = self.swarm if first else None
+        self._open = partial(SwarmCallback, model, site, run, patience_s=patience_s, keep=keep, trackers=trackers)
+        self._swarm: SwarmCallback | None = None
         self._corrects = False
         self._steps = 0
         """Since the checkpoint."""
@@ -68,6 +70,13 @@ class Loop:
         self._shares: Tensor | float = 0.0
         self._weighted: Tensor | float = 0.0
 
+    @property
+    def swarm(self) -> SwarmCallback:
+        """The part in the run: of the first process alone, once it has begun."""
+        if self._swarm is None:
+            raise ValueError("the part in the run is the first process's, once it has begun")
+        return self._swarm
+
     def begin(self) -> None:
         """Join the run and take over its checkpoint.
 
@@ -76,7 +85,7 @@ class Loop:
         """
 
         def join() -> dict[str, Any]:
-            swarm = self.swarm
+            swarm = self._swarm = self._open()
             swarm.on_train_begin()
             if swarm.policy.private and not swarm.finished:
                 swarm.on_train_end(failed=True)
@@ -94,7 +103,7 @@ class Loop:
         """Between the backward pass and the optimizer's step: the policy's correction, the same at every process."""
         if not self._corrects:
             return
-        self._of_first(self.swarm.on_before_optimizer_step)
+        self._of_first(lambda: self.swarm.on_before_optimizer_step())
         if self._processes > 1:
             for parameter in State(self._model).parameters.values():
                 if parameter.grad is not None:
@@ -151,21 +160,21 @@ class Loop:
             if not self._warned:
                 self._warned = True
                 logger.info("%d steps after a checkpoint: what is measured between two is not told", self._steps)
-        elif self._metrics and self._first is not None:
-            self._first.on_epoch_end({told: float(found[name]) for told, name in self._metrics.items()})
+        elif self._metrics and self._swarm is not None:
+            self._swarm.on_epoch_end({told: float(found[name]) for told, name in self._metrics.items()})
 
     def save(self) -> None:
         """Keep the states as they are now, if no step was made since the checkpoint."""
-        if self._first is not None and not self._steps and not self._samples:
-            self._first.save()
+        if self._swarm is not None and not self._steps and not self._samples:
+            self._swarm.save()
 
     def end(self, *, failed: bool = False) -> None:
         """Leave; the model holds the last checkpoint unless training `failed`."""
         if failed:
-            if self._first is not None:
-                self._first.on_train_end(failed=True)
+            if self._swarm is not None:
+                self._swarm.on_train_end(failed=True)
             return
-        self._of_first(self.swarm.on_train_end)
+        self._of_first(lambda: self.swarm.on_train_end())
         self._share_model()
 
     # --- several processes
@@ -176,7 +185,7 @@ class Loop:
             return work() or {}
         told: dict[str, Any] = {}
         failure: Exception | None = None
-        if self._first is not None:
+        if self._is_first:
             try:
                 told = work() or {}
             except Exception as error:
@@ -212,7 +221,7 @@ class Loop:
 
 def _check_whole(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
+        if any(hasattr(parameter, mark) for mark in SPLIT):
             raise ConfigError(
                 f"{name} is split over processes (FSDP, ZeRO or tensor parallelism); a site hands in a whole model: "
                 "train on one device, or with DistributedDataParallel"

@@ -48,7 +48,7 @@ def ray_path() -> Path:
 
 
 def add_loops(package: str) -> None:
-    """Let a `package` of somebody's training loop (lightning, transformers, peft) be imported; skips where it is missing."""
+    """Let a `package` of somebody's training loop (lightning, peft, ...) be imported; skips where it is missing."""
     if find_spec(package) is None:
         sys.path.append(str(_needed(ROOT / "loops" / package).parent))
 
