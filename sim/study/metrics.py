@@ -7,7 +7,6 @@ against scikit-learn, which would take minutes for a bootstrap that this does in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -55,17 +54,20 @@ def measure(kind: str, y: NDArray[Any], outputs: Floats, weights: Floats) -> dic
         return {"c_index": c_index(y[:, 0], y[:, 1] > 0, p, weights)}
     if kind == "binary":
         return _binary(y > 0, p, weights)
-    called, labels = p.argmax(axis=1), range(p.shape[1])
+    labels = np.arange(p.shape[1])
+    is_of, called = y[:, None] == labels, p.argmax(axis=1)[:, None] == labels
+    right = (is_of & called).any(axis=1)
+    # How many rows of each class there are, are called so, and are so rightly: (draws, classes) each.
+    true, said, both = np.split(weights @ np.hstack([is_of, called, is_of & called]).astype(np.float64), 3, axis=1)
+    others = weights.sum(axis=1, keepdims=True) - true
     with np.errstate(invalid="ignore", divide="ignore"):
-        areas = np.stack([area(y == label, p[:, label], weights) for label in labels])
-        scores = np.stack([_f1(y == label, called == label, weights) for label in labels])
-        right = called == y
+        areas = np.stack([area(is_of[:, label], p[:, label], weights) for label in labels])
         return {
             "auc": areas.mean(axis=0),
             "accuracy": _share(right, np.ones_like(right), weights),
-            "f1": scores.mean(axis=0),
-            "sensitivity": _mean_share([(called == label, y == label) for label in labels], weights),
-            "specificity": _mean_share([(called != label, y != label) for label in labels], weights),
+            "f1": (2 * both / (true + said)).mean(axis=1),
+            "sensitivity": (both / true).mean(axis=1),
+            "specificity": ((others - said + both) / others).mean(axis=1),
             "ece": calibration_error(right, p.max(axis=1), weights),
         }
 
@@ -100,23 +102,19 @@ def _share(some: NDArray[np.bool_], of: NDArray[np.bool_], weights: Floats) -> F
     return np.asarray((weights @ some) / (weights @ of))
 
 
-def _mean_share(pairs: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], weights: Floats) -> Floats:
-    return np.asarray(np.mean([_share(some & of, of, weights) for some, of in pairs], axis=0))
-
-
 def _f1(true: NDArray[np.bool_], called: NDArray[np.bool_], weights: Floats) -> Floats:
     return np.asarray(2 * (weights @ (true & called)) / (weights @ true + weights @ called))
 
 
 def area(true: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
     """Area under the curve: how often a true row stands above another, a tie counting half."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    above = np.add.reduceat(weights[:, order] * true[order], starts, axis=1)
-    below = np.add.reduceat(weights[:, order] * ~true[order], starts, axis=1)
-    beaten = np.cumsum(below, axis=1) - below / 2
+    others = np.flatnonzero(~true)
+    others = others[np.argsort(scores[others], kind="stable")]
+    passed = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights[:, others], axis=1)], axis=1)
+    beaten = sum(passed[:, np.searchsorted(scores[others], scores[true], side)] for side in ("left", "right"))
+    above = weights[:, true]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((above * beaten).sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1)))
+        return np.asarray((above * beaten).sum(axis=1) / (2 * above.sum(axis=1) * passed[:, -1]))
 
 
 def c_index(times: Floats, seen: NDArray[np.bool_], risks: Floats, weights: Floats) -> Floats:

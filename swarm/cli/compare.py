@@ -41,7 +41,8 @@ def compare(
         raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}") from error
-    found = results.results(prepared, done)
+    with screen.err.status("judging"):
+        found = results.results(prepared, done)
     _write(folder, found, report, seconds=time.monotonic() - began_s)
     columns, rows = report.overview(found)
     screen.show(screen.table(*columns, rows=rows, title=f"{settings.name}: {settings.seeds} seeds"))
@@ -76,7 +77,7 @@ def _run(study: Any, prepared: Any, folder: Path, *, resume: bool) -> Any:
             progress.update(bar, completed=at, description=f"{job.name}: {arm}")
 
         done = study.run(prepared, folder, resume=resume, tell=tell)
-        progress.update(bar, completed=arms * len(prepared.jobs), description="judged")
+        progress.update(bar, completed=arms * len(prepared.jobs), description="trained")
         return done
 
 
