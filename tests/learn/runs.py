@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -89,3 +90,14 @@ def history(hospitals: Hospitals, run: str) -> list[dict[str, Any]]:
     shown = json.loads(hospitals.swarm("run", "show", str(next(iter(hospitals.sites.values()))), run, "--json"))
     found: list[dict[str, Any]] = shown["closed_rounds"]
     return found
+
+
+def run_example(library: str, **given: Any) -> dict[str, Any]:
+    """Execute the example of the README of `swarm/learn` that begins with `# library`; the names it leaves."""
+    text = (Path(__file__).parents[2] / "swarm" / "learn" / "README.md").read_text()
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if block.startswith(f"# {library}")
+    )
+    names = {"__name__": "__main__"} | given
+    exec(compile(code, f"README.md: {library}", "exec"), names)
+    return names

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from swarm import SwarmCallback
 from swarm.errors import ConfigError
-from tests.learn.runs import Operators, history
+from tests.learn.runs import Operators, history, run_example
 from tests.node.hospitals import Hospitals
 from tests.others import add_loops
 
@@ -185,3 +185,14 @@ def test_what_cannot_work_is_refused_with_the_way_out(
     with caplog.at_level(logging.WARNING):
         fit(site, "refused", tmp_path, Net(), max_epochs=1)
     assert "run refused goes on, and the fit ends" in caplog.text
+
+
+def test_the_example_of_the_readme_runs(alone: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = nn.ModuleDict({"net": nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))})
+    Operators(alone).open_run("lightning", start, ["north"], rounds=2, sync_interval=3, submissions_min=1, merge="mean")
+    x = torch.randn(32, 3)
+    found = TensorDataset(x, (x.sum(1, keepdim=True) > 0).float())
+    names = run_example("Lightning", site=alone.sites["north"], train_rows=found, test_rows=found)
+    assert names["swarm"].loop.finished
+    assert "accuracy" in history(alone, "lightning")[1]["submissions"][0]["metrics"]

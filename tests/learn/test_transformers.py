@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swarm.errors import ConfigError
 from swarm.learn import save_model
-from tests.learn.runs import Operators, history
+from tests.learn.runs import Operators, history, run_example
 from tests.node.hospitals import Hospitals
 from tests.others import add_loops
 
@@ -172,3 +172,14 @@ def test_settings_that_cannot_work_are_refused(
         setattr(settings, name, value)
     with pytest.raises(ConfigError, match=words):
         callback.on_train_begin(settings, None, None)
+
+
+def test_the_example_of_the_readme_runs(alone: Hospitals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = get_peft_model(classifier(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]))
+    Operators(alone).open_run(
+        "transformers", start, ["north"], rounds=2, sync_interval=2, submissions_min=1, merge="mean"
+    )
+    names = run_example("Transformers", site=alone.sites["north"], train_rows=notes(), test_rows=notes(2))
+    assert names["swarm"].loop.finished
+    assert "loss_there" in history(alone, "transformers")[1]["submissions"][0]["metrics"]
