@@ -80,7 +80,7 @@ def by_hand(
         with torch.no_grad():
             for p, sum_ in zip(parameters, total, strict=True):
                 draws = source.standard_normal((4, *p.shape)).sum(0) / 2
-                p -= 0.5 * (sum_ + torch.from_numpy(noise * CLIP * draws).float()) / (rate * units)
+                p.sub_(0.5 * (sum_ + torch.from_numpy(noise * CLIP * draws).float()) / (rate * units))
 
 
 @pytest.mark.parametrize("unit", ["record", "patient"])
@@ -269,22 +269,20 @@ def test_layers_that_cannot_be_private_are_refused_by_name(tmp_path: Path, layer
 def test_batchnorm_is_replaced_in_what_a_run_starts_from_and_in_the_model_with_the_optimizers_parameters(
     tmp_path: Path,
 ) -> None:
-    def model() -> nn.Sequential:
-        torch.manual_seed(2)
-        return nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.BatchNorm1d(6)), nn.Linear(6, 1))
-
     agreed = policy(replace_batchnorm=True)
-    mine = model()
+    torch.manual_seed(2)
+    mine = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.BatchNorm1d(6)), nn.Linear(6, 1))
     save_model(mine, tmp_path / "genesis", policy=agreed)
-    assert isinstance(mine[1][0], nn.BatchNorm1d)
+    assert isinstance(mine.get_submodule("1.0"), nn.BatchNorm1d)
     names = set(Checkpoint(tmp_path / "genesis").tensors)
     assert names == {"0.weight", "0.bias", "1.0.weight", "1.0.bias", "2.weight", "2.bias"}
     optimizer = torch.optim.SGD(mine.parameters(), lr=1.0)
     part = Part(mine, agreed)
     part.adopt(Checkpoint(tmp_path / "genesis"))
-    assert isinstance(mine[1][0], nn.GroupNorm)
-    assert mine[1][0].num_groups == 2
-    assert any(p is mine[1][0].weight for p in optimizer.param_groups[0]["params"])
+    new = mine.get_submodule("1.0")
+    assert isinstance(new, nn.GroupNorm)
+    assert new.num_groups == 2
+    assert any(p is new.weight for p in optimizer.param_groups[0]["params"])
     one = Private(mine, optimizer, DataLoader(rows(), batch_size=8), agreed, tmp_path / "1.privacy.json")
     step(one, mine, next(iter(one.loader)))
     assert part.write(tmp_path / "update") == []
@@ -297,10 +295,10 @@ def test_a_buffer_that_learns_without_noise_is_not_submitted(tmp_path: Path) -> 
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(4, 1)
-            self.register_buffer("mean", torch.zeros(4))
+            self.mean = nn.Buffer(torch.zeros(4))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.mean += x.sum(0)
+            self.mean.add_(x.sum(0))
             found: Tensor = self.inner(x)
             return found
 

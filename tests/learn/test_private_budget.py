@@ -92,7 +92,7 @@ def train(one: Private, model: nn.Linear, steps: int = 4) -> None:
 
 def test_a_restart_forgets_no_epsilon_and_the_last_round_is_within_the_budget(tmp_path: Path) -> None:
     path = tmp_path / "training" / "1.privacy.json"
-    told = []
+    told: list[float] = []
     for number in range(3):
         one, model = site(path, told=told[-1] if told else 0.0, done=number)  # a new process for each round
         assert one.released(number - 1) or not number
@@ -107,7 +107,9 @@ def test_a_restart_forgets_no_epsilon_and_the_last_round_is_within_the_budget(tm
     assert POLICY.epsilon - 0.02 <= told[-1] <= POLICY.epsilon
     one, model = site(path, told=told[-1], done=2)
     train(one, model)
-    with pytest.raises(ConfigError, match=r"budget of run private is spent: with round 3 epsilon would be \d\.\d+ of 0\.8"):
+    with pytest.raises(
+        ConfigError, match=r"budget of run private is spent: with round 3 epsilon would be \d\.\d+ of 0\.8"
+    ):
         one.release(3)
     assert private_budget.read(path) == Spent(one.spent.policy, 2, (Steps(one.noise, 0.2, 12),))
 
@@ -136,8 +138,17 @@ def test_it_is_on_the_disk_before_it_is_told_and_a_full_disk_lets_nothing_leave(
     train(one, model)
     order: list[str] = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda file: (order.append("sync"), fsync(file))[1])
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b))[1])
+
+    def synced(file: int) -> None:
+        order.append("sync")
+        fsync(file)
+
+    def replaced(draft: Path, target: Path) -> None:
+        order.append("replace")
+        replace(draft, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
     one.release(0)
     assert order == ["sync", "replace", "sync"]
     before = path.read_bytes()

@@ -36,7 +36,8 @@ def train(site: Path, *, dies_in: int = -1) -> list[float]:
     """The run, or as far as the moment before an update is handed over; what was spent after each round."""
     x = torch.randn(40, 3)
     loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).float()), batch_size=BATCH)
-    model, spent = net(), []
+    model: nn.Module = net()
+    spent: list[float] = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
     with SwarmCallback(model, site, run="private", keep={"optimizer": optimizer}) as swarm:
         model, private, batches = swarm.private(model, optimizer, loader, patients=[row // 2 for row in range(40)])
