@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(shell cksum < pyproject.toml | cut -d' ' -f1)
 OTHERS := .others/ready-$(shell cat tests/others/package-lock.json tests/others/*.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge bench-net bench-blind bench-sim check format others clean
+.PHONY: demo test test-slow fuzz bench bench-ledger bench-merge bench-net bench-blind bench-encoding bench-sim check format others clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)  ## four hospitals train one model on this machine; arguments go into ARGS
@@ -42,6 +42,9 @@ bench-blind: $(READY)  ## what masks cost a member, beside the same sum under CK
 	.others/tenseal/bin/python -m pip install --quiet tenseal==0.3.18 numpy; } || \
 	{ rm -rf .others/tenseal; echo "TenSEAL cannot be installed here: CKKS is left out"; }
 	$(BIN)/python -m bench.blind $(ARGS)
+
+bench-encoding: $(READY)  ## what updates cost that travel as bfloat16, float16 or int8; arguments go into ARGS
+	$(BIN)/python -m bench.encoding $(ARGS)
 
 bench-sim: $(READY)  ## how long 4, 100 and 1,000 virtual sites take, beside a plain loop; arguments go into ARGS
 	$(BIN)/python -m bench.sim $(ARGS)
