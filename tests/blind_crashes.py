@@ -30,10 +30,10 @@ from swarm.blind import MaskDuty
 from swarm.cli.node import set_up_log
 from swarm.config import load_site
 from swarm.encoding import Address, Digest, to_hex
-from swarm.ledger.client import Run
-from swarm.ledger.endpoint import Call
 from swarm.learn.attach import Node
 from swarm.learn.seat import Seat
+from swarm.ledger.client import Run
+from swarm.ledger.endpoint import Call
 from swarm.merge import write_file
 from swarm.node import masking as node_masking
 from swarm.node.mask_log import MaskLog
@@ -50,8 +50,10 @@ DUTIES = ("JoinMasks", "OpenBlob", "Confirm", "MaskUpdate", "Submit", "RevealMas
 CALLS = ("join", "confirm", "submit", "reveal", "attest")
 WRITES = ("log join", "log mask", "log reveal", "log erase", "serve", "put blob", "sync vector", "put sum")
 MOMENTS_MS = (0, 5, 10, 20, 35, 50, 75, 100, 130, 160, 200, 250, 300, 400, 500, 700, 900, 1200)
+STEPS = (*DUTIES, *(f"call {call}" for call in CALLS), *WRITES)
 POINTS = (
-    *(f"{when} {what}" for what in (*DUTIES, *(f"call {call}" for call in CALLS), *WRITES) for when in ("before", "after")),
+    *(f"before {step}" for step in STEPS),
+    *(f"after {step}" for step in STEPS),
     *(f"{moment} ms after the round opened" for moment in MOMENTS_MS),
 )  # fmt: skip
 LEADERS = ("before Publish", "after Publish", "before call publish", "after call publish")

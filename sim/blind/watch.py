@@ -1,4 +1,4 @@
-"""Sees everything that members of a simulated blind run show each other, and raises at the first thing that must not be.
+"""Sees everything that members of a simulated blind run show each other, and raises at what must not be.
 
 It knows the plain vectors, which nobody else does. What liars give away of themselves is theirs.
 """

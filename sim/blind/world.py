@@ -62,16 +62,6 @@ def _identities(members: int) -> tuple[Identity, ...]:
     return tuple(Identity(sha256(b"blind node %d" % number)) for number in range(members))
 
 
-class _Unfixed(Books):
-    """Survivors are not settled, and a strike changes them without a restart."""
-
-    def _fixed(self, here: Attempt) -> frozenset[Address]:
-        return self.unstruck & here.frozen
-
-    def _upon_strike(self) -> None:
-        self._replace_leader()
-
-
 class _BothKinds(Books):
     """Takes shares of both secrets of one member."""
 
@@ -88,7 +78,6 @@ class _SecondSum(Books):
 
 
 BOOKS: Mapping[str, type[Books]] = {
-    "survivors change": _Unfixed,
     "contract takes both kinds": _BothKinds,
     "second sum": _SecondSum,
 }
