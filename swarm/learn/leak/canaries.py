@@ -1,14 +1,15 @@
 """How much does training give away at least? An audit with one training run and planted records.
 
 A fair coin decides for each canary whether it is trained on. The attacker sees every update of the run (or, in a
-blind run, every sum), adds up by how much each lowered a canary's loss, and calls a quarter of them in and a quarter
-of them out. How many of these guesses are right bounds epsilon from below (`binomial.py`).
+blind run, every sum), looks at how far each canary's loss fell, beside other canaries of its label, and calls a quarter
+of them in and a quarter of them out. How many of these guesses are right bounds epsilon from below (`binomial.py`).
 
 Source: Steinke, Nasr, Jagielski, Privacy Auditing with One (1) Training Run, NeurIPS 2023, algorithm 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from swarm.learn.leak.inversion import Known
 
 GUESSED = 4
 """One in so many is called in, and as many out."""
+LAST = 4
+"""One round in so many is looked at, the last ones: what is learned by heart is learned late."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,22 @@ def planted(count: int, known: Known, labels: Tensor, chance: torch.Generator) -
     noise = torch.rand((count, *known.mean.shape), generator=chance, dtype=torch.float64)
     x = (known.low + (known.high - known.low) * noise).float()
     return Records(x, labels[torch.randint(len(labels), (count,), generator=chance)])
+
+
+def scores(first: Tensor, after: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """By how much a canary's loss fell until the last rounds, beside the other canaries of its label.
+
+    Labels are compared apart because the label that a site trains most moves all of its canaries alike.
+
+    Args:
+        first: (canaries,) losses before training; after: the same after each round.
+    """
+    last = after[-max(len(after) // LAST, 1) :]
+    found = first - torch.stack(list(last)).mean(0)
+    for label in torch.unique(labels, dim=0):
+        same = (labels == label).reshape(len(labels), -1).all(1)
+        found[same] -= found[same].mean()
+    return found
 
 
 def audited(scores: Tensor, inside: Tensor, *, delta: float) -> Audit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -221,18 +221,19 @@ def _canaries(ground: Ground, policy: Policy, settings: Settings, rounds: int, t
         tell(title, done, total)
 
     def scores(run_policy: Policy | None) -> tuple[torch.Tensor, torch.Tensor]:
-        by_update, by_sum = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        after_updates, after_sums = list[torch.Tensor](), list[torch.Tensor]()
 
         def watch(site: str, before: Any, after: Any) -> None:
             if site == ground.site:
-                by_update.add_(ground.losses(before, own) - ground.losses(after, own))
+                after_updates.append(ground.losses(after, own))
 
         def merged(before: Any, after: Any) -> None:
-            by_sum.add_(ground.losses(before, own) - ground.losses(after, own))
+            after_sums.append(ground.losses(after, own))
 
         train(ground, rows, rounds=rounds, seed=7, policy=run_policy, watch=watch, merged=merged, tell=stepped)
-        return by_update, by_sum
+        return canaries.scores(first, after_updates, own.y), canaries.scores(first, after_sums, own.y)
 
+    first = ground.losses(ground.recipe.new_model(ground.seed), own)
     plain, summed = scores(None)
     private, _ = scores(policy)
     steps = rounds * settings.policy.sync_interval
@@ -251,13 +252,8 @@ def _canaries(ground: Ground, policy: Policy, settings: Settings, rounds: int, t
 
 def quick(settings: Settings) -> Settings:
     """The same with little effort: shows that it works, and not what an update gives away."""
-    return replace(
-        settings,
-        plan=replace(QUICK, rows=settings.plan.rows),
-        canaries=40,
-        shadows=2,
-        rounds=min(2, settings.policy.rounds),
+    short = replace(
+        settings.policy, rounds=min(2, settings.policy.rounds), sync_interval=min(5, settings.policy.sync_interval)
     )
-
-
-Results = Mapping[str, Any]
+    plan = replace(QUICK, rows=settings.plan.rows)
+    return replace(settings, policy=short, plan=plan, canaries=40, shadows=2)

@@ -30,8 +30,8 @@ def train(
     rounds: int,
     seed: int,
     policy: Policy | None = None,
-    watch: Watch = lambda site, before, after: None,
-    merged: Callable[[nn.Module, nn.Module], None] = lambda before, after: None,
+    watch: Watch | None = None,
+    merged: Callable[[nn.Module, nn.Module], None] | None = None,
     tell: Callable[[], None] = lambda: None,
 ) -> nn.Module:
     """The last checkpoint's model of a swarm of these sites, by the policy's own merge.
@@ -55,11 +55,13 @@ def train(
             for number, (name, own) in enumerate(rows.items())
         }
         for _ in range(rounds):
-            before = _model(ground, policy, base)
+            before = _model(ground, policy, base) if watch or merged else None
             paths, weights = [], []
             for name, site in sites.items():
                 samples = site.round(base)
-                watch(name, before, site.part.model)
+                if watch is not None:
+                    assert before is not None
+                    watch(name, before, site.part.model)
                 path = folder / name
                 site.part.write(path)
                 paths.append(path)
@@ -67,7 +69,9 @@ def train(
                 tell()
             merge_files(base, paths, weights, policy, folder / "merged", threads=1)
             (folder / "merged").replace(base)
-            merged(before, _model(ground, policy, base))
+            if merged is not None:
+                assert before is not None
+                merged(before, _model(ground, policy, base))
         return _model(ground, policy, base)
 
 
