@@ -221,7 +221,7 @@ def update(
         part: the site's from round to round; None where the policy leaves nothing at the sites.
     """
     if part is None:
-        if study.policy.personal or study.policy.scaffold:
+        if study.policy.personal or study.policy.scaffold or study.policy.encoded:
             raise ValueError(f"the policy {study.policy.name} leaves something at each site from round to round")
         part = study.part(seed)
     part.adopt(Checkpoint(base))
