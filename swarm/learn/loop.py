@@ -63,9 +63,10 @@ class Loop:
         self._steps = 0
         """Since the checkpoint."""
         self._warned = False
+        self._has_left = False
         self.finished = False
         """The run is over; so for every process."""
-        self._samples = self._losses = 0
+        self._samples = self._loss_samples = 0
         # Tensors where the losses are, so that a batch does not wait for its device.
         self._shares: Tensor | float = 0.0
         self._weighted: Tensor | float = 0.0
@@ -119,7 +120,7 @@ class Loop:
         self._samples += samples
         if loss is None:
             return
-        self._losses += 1
+        self._loss_samples += samples
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         if is_share:
             self._shares = self._shares + loss
@@ -128,10 +129,10 @@ class Loop:
 
     def step(self) -> bool:
         """After the optimizer's step. True when the model now holds a new checkpoint."""
-        samples, losses, shares, weighted = self._over_processes(
-            self._samples, self._losses, float(self._shares), float(self._weighted)
+        samples, loss_samples, shares, weighted = self._over_processes(
+            self._samples, self._loss_samples, float(self._shares), float(self._weighted)
         )
-        loss = shares + weighted / samples if losses else None
+        loss = shares + weighted / loss_samples if loss_samples else None
         self._forget()
         self._steps += 1
 
@@ -151,6 +152,8 @@ class Loop:
         Raises:
             ConfigError: a metric that was asked for is not there; names those that are.
         """
+        if self._has_left:
+            return
         missing = [name for name in self._metrics.values() if name not in found]
         if missing:
             raise ConfigError(
@@ -174,6 +177,7 @@ class Loop:
             if self._swarm is not None:
                 self._swarm.on_train_end(failed=True)
             return
+        self._has_left = True
         self._of_first(lambda: self.swarm.on_train_end())
         self._share_model()
 
@@ -214,7 +218,7 @@ class Loop:
         return next(iter(State(self._model).tensors.values())).device
 
     def _forget(self) -> None:
-        self._samples = self._losses = 0
+        self._samples = self._loss_samples = 0
         self._shares = 0.0
         self._weighted = 0.0
 

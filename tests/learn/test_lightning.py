@@ -142,6 +142,8 @@ def test_a_fit_that_died_goes_on_bit_for_bit(alone: Hospitals, tmp_path: Path) -
     with pytest.raises(RuntimeError, match="power cut"):
         fit(site, run, tmp_path, Net(dies_in=2))
     assert fit(site, run, tmp_path, Net(), seed=2).loop.swarm.checkpoint == whole
+    forgets = fit(site, opened("forgetful fit"), tmp_path, Net(), seed=2, callback={"keep": False})
+    assert forgets.loop.swarm.checkpoint != whole
 
 
 def test_steps_are_corrected_before_the_optimizer(alone: Hospitals, tmp_path: Path) -> None:

@@ -51,7 +51,15 @@ def in_two_processes(site: Path, *runs: str) -> list[list[dict[str, Any]]]:
 
 def test_the_others_have_from_the_first_what_the_node_says(alone: Hospitals) -> None:
     Operators(alone).open_run(
-        "pair", nn.Linear(2, 1), ["north"], rounds=2, sync_interval=2, submissions_min=1, merge="mean", proximal=0.5
+        "pair",
+        nn.Linear(2, 1),
+        ["north"],
+        rounds=2,
+        sync_interval=2,
+        submissions_min=1,
+        merge="mean",
+        proximal=0.5,
+        range=0.05,  # so that the checkpoint is elsewhere than training was
     )
     (refused, first), (also_refused, second) = in_two_processes(alone.sites["north"], "no such run", "pair")
     assert refused["kind"] == "ConfigError"
@@ -93,4 +101,5 @@ def test_what_is_measured_between_two_checkpoints_is_not_told(alone: Hospitals) 
     with pytest.raises(ConfigError, match="metrics: the evaluation gave no val_auc, but val_loss"):
         inner.tell({"val_loss": 1.0})
     inner.end()
+    inner.tell({})  # of an evaluation after training
     assert [one["submissions"][0]["metrics"]["auc"] for one in history(alone, "told")] == [0.25, 0.75]

@@ -207,7 +207,7 @@ def test_tied_weights_have_one_control_variate(tmp_path: Path) -> None:
     part.adopt(Checkpoint(tmp_path / "base"))
     backward(model.decoder(model.encoder(torch.tensor([1, 2]))).sum())
     part.correct()
-    assert part.write(tmp_path / "update") == []
+    part.write(tmp_path / "update")
 
 
 # --- what stays at a site
@@ -336,3 +336,43 @@ def test_a_run_starts_from_what_its_policy_shares(tmp_path: Path) -> None:
         check_genesis(Schema.of_file(tmp_path / "both"), plain())
     with pytest.raises(ConfigError, match=r"swarm.control.body.weight F64\[5, 4\] is unknown"):
         Part(Normed(), plain(scaffold=True)).adopt(Checkpoint(tmp_path / "whole"))
+
+
+def test_a_step_that_a_scaler_leaves_out_is_neither_corrected_nor_counted(tmp_path: Path) -> None:
+    policy = plain(scaffold=True)
+    model = new_model().float()
+    save_model(model, tmp_path / "base", policy=policy)
+    part = Part(model, policy)
+    part.adopt(Checkpoint(tmp_path / "base"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    x, y = (value.float() for value in uneven()[0])
+    made = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        backward(scaler.scale(100 * loss_of(model, (x, y), step)))
+        scaler.unscale_(optimizer)
+        gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+        if all(one.isfinite().all() for one in gradients.values()):
+            made.append(gradients)
+        part.correct()
+        scaler.step(optimizer)
+        scaler.update()
+    assert 0 < len(made) < STEPS
+    for name, value in part._mean_gradients().items():
+        torch.testing.assert_close(value, mean_of(made)[name])
+    part.write(tmp_path / "update")
+
+
+def test_a_round_in_which_every_step_was_left_out_changes_no_control_variate(tmp_path: Path) -> None:
+    policy = plain(scaffold=True)
+    model = new_model()
+    save_model(model, tmp_path / "base", policy=policy)
+    part = Part(model, policy)
+    part.adopt(Checkpoint(tmp_path / "base"))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.inf)
+    part.correct()
+    part.write(tmp_path / "update")
+    part.adopt(Checkpoint(tmp_path / "base"))
+    assert part._own == {}
