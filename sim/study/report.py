@@ -143,12 +143,20 @@ def published(found: Mapping[str, Any]) -> Table:
         metric, scope = one["metric"], one["scope"]
         there = [one["value"], one["alone"] or "–", one["pooled"] or "–"]
         here = [_ours(found, arm, scope, metric) for arm in ("swarm", "local", "pooled")]
-        own = [site[metric]["mean"] for site in found["alone"].values() if "mean" in site.get(metric, {})]
-        if scope == ALL and own:
-            here[1] += f"; {min(own):.3f} to {max(own):.3f}"
+        own = [value["mean"] for value in _own_models(found, scope, metric) if "mean" in value]
+        if own:
+            here[1] = ", ".join([here[1]] * (here[1] != "–") + [f"{min(own):.3f} to {max(own):.3f}"])
         rows.append([one["what"], WORDS.get(metric, metric), *there, *here, scope, one["differs"]])
     columns = ["there", "single sites there", "pooled there", "swarm here", "own models here", "pooled here"]
     return ["published", "metric", *columns, "on", "what differs"], rows
+
+
+def _own_models(found: Mapping[str, Any], scope: str, metric: str) -> list[Value]:
+    """What each site's own model reaches on all test rows, or in the main metric at one site."""
+    if scope == ALL:
+        return [site[metric] for site in found["alone"].values() if metric in site]
+    names = [f"local {site}" for site in found["alone"]] if metric == found["main"] else []
+    return [found["matrix"][name][scope] for name in names if scope in found["matrix"][name]]
 
 
 def _ours(found: Mapping[str, Any], arm: str, scope: str, metric: str) -> str:
