@@ -27,7 +27,6 @@ COMMANDS = {
     "liveness": "sim.liveness",
     "private": "sim.private",
     "tamper": "sim.tamper",
-    "uneven": "sim.uneven",
 }
 """The module whose `main` takes the arguments that follow."""
 
