@@ -14,7 +14,7 @@ from swarm.cli.arguments import Json, SitePath
 from swarm.cli.control import NodeClient
 from swarm.cli.ledger import contracts_of, operate
 from swarm.cli.status import PARTS
-from swarm.config import SiteConfig, check_endpoint, load_site
+from swarm.config import SiteConfig, check_endpoint, load_site, load_swarm
 from swarm.encoding import Address, from_hex
 from swarm.errors import ConfigError, RejectedError
 from swarm.identity import checksum
@@ -187,7 +187,10 @@ def rotate_key(
     async def call(contracts: Contracts) -> Call:
         return contracts.rotate_key(member, endpoint)
 
-    _operate(site, call, f"this site's key is {checksum(member)} now: name its keystore in the site's settings")
+    old = next((one for one in load_swarm(load_site(site).swarm).members if one.name == load_site(site).name), None)
+    founder = "" if old is None else f', with rotated_from = "{checksum(old.address)}"'
+    done = f"this site's key is {checksum(member)} now: name its keystore in the site's settings{founder}"
+    _operate(site, call, f"{done}, and restart the node")
 
 
 @app.command()

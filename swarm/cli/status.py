@@ -44,14 +44,18 @@ def status(
 
 async def _ask(site: SiteConfig) -> Any:
     async with NodeClient(site) as node:
-        return await node.call("swarm_status")
+        return await _seen(node)
+
+
+async def _seen(node: NodeClient) -> dict[str, Any]:
+    return {**await node.call("swarm_status"), "network": await node.call("swarm_network")}
 
 
 async def _watch(site: SiteConfig) -> None:
     async with NodeClient(site) as node:
         with Live(console=screen.out, auto_refresh=False) as live:
             while True:
-                live.update(view(await node.call("swarm_status")), refresh=True)
+                live.update(view(await _seen(node)), refresh=True)
                 await asyncio.sleep(WATCH_S)
 
 
@@ -207,7 +211,50 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
             for run in seen["runs"]
         ),
     )  # fmt: skip
-    return Group(head, members, "", runs if seen["runs"] else "no runs yet: `swarm run propose` makes one")
+    return Group(
+        head, members, "", *network(seen), runs if seen["runs"] else "no runs yet: `swarm run propose` makes one"
+    )
+
+
+def network(seen: Mapping[str, Any]) -> list[RenderableType]:
+    """What goes to and comes from each other member, and who was sent away; nothing where the node does not say."""
+    found = seen.get("network")
+    if not found or not found["members"]:
+        return []
+    rows = (
+        (
+            one["name"],
+            "-" if one["round_trip_s"] is None or not one["connected"] else f"{one['round_trip_s'] * 1000:.1f} ms",
+            f"{in_bytes(one['sent_bytes'])}, {in_bytes(one['sent_bytes_s'])}/s",
+            f"{in_bytes(one['received_bytes'])}, {in_bytes(one['received_bytes_s'])}/s",
+            f"{one['connections']}, lost {one['lost']}",
+            str(one["dials_failed"]),
+            f"{one['requests_failed']} of {one['requests']}",
+            ", ".join(_troubles(one)) or "-",
+        )
+        for one in found["members"]
+    )
+    headings = ("network", "round trip", "sent", "received", "connections", "dials failed", "unanswered", "remarks")
+    refused = ", ".join(f"{count} {reason}" for reason, count in sorted(found["refused"].items()))
+    return [screen.table(*headings, rows=rows), *([f"sent away: {escape(refused)}"] if refused else []), ""]
+
+
+def _troubles(one: Mapping[str, Any]) -> list[str]:
+    names = {"dropped": "messages gave way", "pauses": "pauses: it said more than its share"}
+    found = [f"{one[key]} {words}" for key, words in names.items() if one[key]]
+    if one["relay"]:
+        found.append(f"relayed by {one['relay'][:10]}")
+    if not one["connected"] and one["last_failure"]:
+        found.append(str(one["last_failure"]))
+    return found
+
+
+def in_bytes(size: float) -> str:
+    """`0 B`, `1.2 kB`, `3.4 GB`."""
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size:.0f} B"
 
 
 def phase_in_words(run: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from swarm.config.consortium import MemberConfig, SwarmConfig, check_url
 from swarm.config.proxy import Proxy, proxy_of
 from swarm.config.toml import only, read, table_of, value_of, whole
-from swarm.encoding import sha256
+from swarm.encoding import from_hex, sha256
 from swarm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class SiteConfig:
     """None: this site relays for nobody."""
     proxy: Proxy | None = None
     """Through which others are dialled: `proxy = "http://proxy.hospital:3128"`, else HTTPS_PROXY of the environment."""
+    rotated_from: bytes | None = None
+    """The address that `swarm.toml` names for this site, where its operator has replaced that key since."""
     endpoint: str | None = None
     """This site's own way to somebody else's chain, in place of the one in `swarm.toml`; None: that one."""
 
@@ -138,7 +140,7 @@ def load_site(path: Path) -> SiteConfig:
     possible = {
         "name", "swarm", "keystore", "password_file", "operator_keystore", "operator_password_file",
         "folder", "listen", "store_max_bytes", "max_upload", "leads", "archive", "endpoint",
-        "proxy",
+        "proxy", "rotated_from",
     }  # fmt: skip
     only(site, possible, path)
 
@@ -170,8 +172,16 @@ def load_site(path: Path) -> SiteConfig:
         rpc=_rpc(table_of(document, "rpc", path), path) if "rpc" in document else None,
         relay=_relay(table_of(document, "relay", path), path) if "relay" in document else None,
         proxy=proxy_of(value_of(site, "proxy", str, path) if "proxy" in site else None, f"{path}: proxy"),
+        rotated_from=_address(value_of(site, "rotated_from", str, path), path) if "rotated_from" in site else None,
         endpoint=site.get("endpoint"),
     )
+
+
+def _address(text: str, path: Path) -> bytes:
+    try:
+        return from_hex(text, size=20)
+    except ValueError as error:
+        raise ConfigError(f"{path}: rotated_from = {text!r}, but an address belongs there, 0x…: {error}") from error
 
 
 # Each number of [rpc]: the least and the most that a node can live with.
@@ -230,11 +240,12 @@ def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> Memb
     from swarm.identity import checksum
 
     for member in swarm.members:
-        if member.name == site.name and member.address != identity.address:
+        if member.name == site.name and member.address not in (identity.address, site.rotated_from):
             raise ConfigError(
                 f"{site.path}: the key in {site.keystore} is {checksum(identity.address)}, but {site.swarm} says that "
                 f"{site.name} is {checksum(member.address)}; name that "
-                "member's keystore, or the swarm.toml it belongs to"
+                f"member's keystore, or the swarm.toml it belongs to; if the operator replaced its key, say so in "
+                f'{site.path.name}: rotated_from = "{checksum(member.address)}"'
             )
     return next((member for member in swarm.members if member.address == identity.address), None)
 

@@ -166,6 +166,19 @@ async def test_a_member_that_comes_and_goes_faster_than_its_connections_end_hang
         await siege.echo()
 
 
+async def test_a_connection_that_broke_this_moment_is_gone_when_it_is_cut() -> None:
+    """Whoever waits for that in a loop (`Mesh._choose`) would wait for good."""
+    async with besieged() as siege:
+        opened = asyncio.create_task(attempt(MEMBERS["pings unread"], siege.member, siege.target))
+        peer = siege.a._mesh._peers[identity(3).address]
+        await until(lambda: bool(peer.wires))
+        wire = peer.wires[0]
+        wire._transport.abort()  # type: ignore[union-attr]
+        wire.cut("replaced")
+        assert wire not in peer.wires
+        await opened
+
+
 async def test_a_member_that_pours_is_read_at_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     async with besieged() as siege:
         traffic = siege.a.meter.of(identity(3).address)
