@@ -84,7 +84,9 @@ def moved(base: Tensor, changes: list[Tensor], samples: list[int]) -> Tensor:
     return (base.double().flatten() + step).float().view_as(base)
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "encoding", ["int8", *(pytest.param(other, marks=pytest.mark.slow) for other in ("bfloat16", "float16"))]
+)
 def test_four_nodes_are_a_plain_loop_with_error_feedback_to_the_last_bit(
     hospitals: Hospitals, operators: Operators, encoding: str
 ) -> None:
