@@ -22,7 +22,7 @@ def loop(model: nn.Module, site: Path, run: str, **given: Any) -> Loop:
 
 
 def work(site: Path, run: str, rank: int) -> dict[str, Any]:
-    """Two steps a round on rows that differ by process, as `DistributedDataParallel` does them."""
+    """Steps on rows that differ by process, as `DistributedDataParallel` does them."""
     torch.manual_seed(rank)
     model = nn.Linear(2, 1)
     inner = loop(model, site, run)

@@ -55,7 +55,7 @@ def test_the_others_have_from_the_first_what_the_node_says(alone: Hospitals) -> 
         nn.Linear(2, 1),
         ["north"],
         rounds=2,
-        sync_interval=2,
+        sync_interval=3,
         submissions_min=1,
         merge="mean",
         proximal=0.5,
@@ -65,10 +65,10 @@ def test_the_others_have_from_the_first_what_the_node_says(alone: Hospitals) -> 
     assert refused["kind"] == "ConfigError"
     assert "no run 'no such run'" in refused["refused"]
     assert also_refused["refused"] == f"the first process failed: {refused['refused']}"
-    assert first["ends"] == [False, True, False, True]
+    assert first["ends"] == [False, False, True, False, False, True]
     assert first == second
     for one in history(alone, "pair"):
-        assert one["submissions"][0]["weight"] == 2 * (3 + 4)
+        assert one["submissions"][0]["weight"] == 3 * (3 + 4)
 
 
 def test_a_model_that_is_split_over_processes_is_refused(tmp_path: Path) -> None:
