@@ -89,7 +89,7 @@ class Hospitals:
 
     def ask(self, name: str, method: str, **params: Any) -> Any:
         """One request to a site's node, waiting for the node to answer."""
-        with Node(load_site(self.sites[name]), patience_s=30) as node:
+        with Node(load_site(self.sites[name]), patience_s=90) as node:
             return node.call(method, **params)
 
     def swarm(self, *arguments: str) -> str:
