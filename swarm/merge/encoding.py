@@ -109,16 +109,16 @@ def encode(values: NDArray[Any], dtype: str) -> Encoded:
 
 
 def _encode_int8(values: NDArray[Any], scales: Float32s, out: Int8s) -> None:
-    blocks = np.zeros(len(scales) * BLOCK, np.float32)
-    np.copyto(blocks[: len(values)], values.clip(-CODE_MAX * SCALE_MAX, CODE_MAX * SCALE_MAX), casting="same_kind")
-    blocks = blocks.reshape(-1, BLOCK)
+    padded = np.zeros(len(scales) * BLOCK, np.float32)
+    np.copyto(padded[: len(values)], values.clip(-CODE_MAX * SCALE_MAX, CODE_MAX * SCALE_MAX), casting="same_kind")
+    blocks = padded.reshape(-1, BLOCK)
     np.divide(np.maximum(blocks.max(axis=1), -blocks.min(axis=1)), np.float32(CODE_MAX), out=scales)
     scales[scales < SCALE_MIN] = 0.0
     # Where the scale is zero so is every code.
     blocks /= np.where(scales > 0, scales, np.float32(np.inf))[:, np.newaxis]
     np.rint(blocks, out=blocks)
     np.clip(blocks, -CODE_MAX, CODE_MAX, out=blocks)
-    np.copyto(out, blocks.reshape(-1)[: len(out)], casting="unsafe")
+    np.copyto(out, padded[: len(out)], casting="unsafe")
 
 
 def decode(encoded: Encoded, dtype: str) -> Float32s:

@@ -44,7 +44,7 @@ def as_int8(x: Tensor) -> Tensor:
     if x.numel() < 256:
         return x
     found = []
-    for block in x.flatten().split(256):
+    for block in torch.split(x.flatten(), 256):
         scale = block.abs().max() / 127
         found.append((block / scale).round() * scale)
     return torch.cat(found).view_as(x)
@@ -220,7 +220,7 @@ def test_training_that_diverged_is_named_and_loses_nothing(tmp_path: Path) -> No
     site.go()
     before = dict(site.part.lost)
     with torch.no_grad():
-        site.part.model.weight[1, 7] = float("nan")  # type: ignore[index]
+        site.part.model.weight[1, 7] = float("nan")  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"not finite in weight \(1 of 768 values\)"):
         site.part.write(tmp_path / "update")
     site.part.restart()

@@ -268,6 +268,7 @@ def spoilt(folder: Path, change: Any) -> Path:
     for tensor in MODEL.tensors:
         if encoded_dtype(tensor, "int8") != tensor.dtype:
             found = encode(travels[tensor.name].reshape(-1), "I8")
+            assert found.scales is not None
             travels |= {tensor.name: found.codes, SCALE + tensor.name: found.scales}
     change(travels)
     write_file(folder / "spoilt", update_schema(MODEL, "int8"), travels)
