@@ -21,11 +21,12 @@ from swarm.merge.server import BLIND
 WEIGHT = Tensor(BLIND + "weight", "I32", (1,))
 EXPONENTS = BLIND + "exponents"
 """In a checkpoint: the exponent of every float tensor of the model, in the order of their names, I8."""
-EXPONENT_MIN, EXPONENT_MAX = -20, 8
+EXPONENT_MIN, EXPONENT_MAX = 0, 8
 FIRST_EXPONENT = 0
 """Before the first merge says more."""
-# What a merged change may grow by from one round to the next before it is clipped: 2**3.
-HEADROOM = 8
+# How many times the greatest merged change a single site's may be before it is clipped. Near the end of training sites
+# still pull apart while their mean rests, so that no multiple would do: hence the room of ±1 that is always there.
+HEADROOM = 16
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def next_exponents(sums: Mapping[str, list[int]], weight: int, exponents: list[i
         if not greatest:
             found.append(now)
             continue
-        wanted = next(e for e in range(-100, 100) if Fraction(2) ** e >= 8 * greatest)
-        found.append(max(-20, min(8, max(wanted, now - 1))))
+        wanted = next(e for e in range(-100, 100) if Fraction(2) ** e >= 16 * greatest)
+        found.append(max(0, min(8, max(wanted, now - 1))))
     return found
 
 
