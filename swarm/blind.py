@@ -356,8 +356,8 @@ def mask_duties(
         # A key that is set while an attempt is under way counts from the next one on.
         owed.add(SetKey(state.run, have.key))
     # Awaited in an attempt that it cannot join, it would only make the others wait.
-    elif have.attached and me not in state.expected and (
-        state.phase is not Phase.SUBMIT or masks.stage is Stage.CLOSED
+    elif (
+        have.attached and me not in state.expected and (state.phase is not Phase.SUBMIT or masks.stage is Stage.CLOSED)
     ):
         owed.add(Return(state.run, state.round))
     return frozenset(owed)

@@ -350,7 +350,9 @@ async def test_a_fee_that_rose_above_the_offer_is_met_with_the_same_nonce(monkey
             assert len(await contracts.runs()) == 1
             mining.cancel()
         sender = "0x" + OPERATORS[0].address.hex()
-        assert int(anvil.ask("eth_getTransactionCount", sender, "latest"), 16) == 4, "three for the contracts, one since"
+        assert int(anvil.ask("eth_getTransactionCount", sender, "latest"), 16) == 4, (
+            "three for the contracts, one since"
+        )
 
 
 async def test_a_refused_call_costs_nothing(anvil: Anvil) -> None:

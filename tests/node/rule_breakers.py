@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sim import tamper
+from swarm.blind import MaskDuty
 from swarm.cli.node import set_up_log
 from swarm.config import EPSILON
 from swarm.encoding import Address, Digest, data_of, list_of, pack, sha256, to_hex, unpack
@@ -58,7 +59,7 @@ class DiesAfterSubmit(_Dying):
 class DiesDuringFetch(_Dying):
     """Dies with every update fetched and the merge begun."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         if isinstance(duty, Merge) and self.leads_the_last():
             await asyncio.sleep(0.01)
             _die()
@@ -68,7 +69,7 @@ class DiesDuringFetch(_Dying):
 class DiesAfterPublish(_Dying):
     """Dies when its publication is on the ledger."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         await super()._perform(duty)
         if isinstance(duty, Publish) and duty.round == DIE_IN_ROUND:
             _die()
@@ -83,7 +84,7 @@ class DiesDuringAttest(_Dying):
         super()._start_duties()
 
 
-def _is_turn(duty: Duty) -> TypeGuard[Publish]:
+def _is_turn(duty: Duty | MaskDuty) -> TypeGuard[Publish]:
     """Whoever leads that round first breaks the rule; every node here is of the same kind."""
     return isinstance(duty, Publish) and duty.round == DIE_IN_ROUND and duty.view == 0
 
@@ -91,14 +92,14 @@ def _is_turn(duty: Duty) -> TypeGuard[Publish]:
 class PublishesAnother(Participation):
     """Publishes a digest that is not its merge's."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         await super()._perform(replace(duty, checkpoint=sha256(duty.checkpoint)) if _is_turn(duty) else duty)
 
 
 class PublishesOneBit(Participation):
     """Publishes, and serves, a checkpoint with one bit changed."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         if _is_turn(duty):
             data = bytearray(self._store.read(duty.checkpoint, 0, self._store.size(duty.checkpoint)))
             data[-1] ^= 1
@@ -109,7 +110,7 @@ class PublishesOneBit(Participation):
 class SubmitsNonsense(Participation):
     """Submits, and serves, an update whose last value is not a number; its weight would spoil every merge."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         if isinstance(duty, Submit) and duty.round == DIE_IN_ROUND:
             data = bytearray(self._store.read(duty.update.digest, 0, self._store.size(duty.update.digest)))
             data[-4:] = b"\x00\x00\xc0\x7f"
@@ -120,7 +121,7 @@ class SubmitsNonsense(Participation):
 class Overspends(Participation):
     """After its first round it declares that it spent more of its privacy budget than the members agreed on."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         if isinstance(duty, Submit) and duty.round:
             metrics = {**duty.update.metrics, EPSILON: 100.0 * duty.update.metrics[EPSILON]}
             duty = replace(duty, update=replace(duty.update, metrics=metrics))
@@ -130,7 +131,7 @@ class Overspends(Participation):
 class Credulous(Participation):
     """Attests what the leader published even where its own merge gave something else."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         said = duty
         if isinstance(duty, Refuse):
             said = Attest(duty.run, duty.round, duty.view, duty.published)
@@ -141,7 +142,7 @@ class Credulous(Participation):
 class NeverSpeaks(Participation):
     """Merges, and does not publish."""
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         if _is_turn(duty):
             await asyncio.sleep(3600)
         await super()._perform(duty)
@@ -205,7 +206,7 @@ class Tampers(Participation):
 
         return answer
 
-    async def _perform(self, duty: Duty) -> None:
+    async def _perform(self, duty: Duty | MaskDuty) -> None:
         told = duty
         try:
             if isinstance(duty, Merge) and duty.base not in self._bases.setdefault(duty.run, []):

@@ -11,11 +11,11 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from sim.study import arms
-from sim.study.scenario import Scenario
+from sim.study.experiment import Scenario
 from swarm.config import Policy, load_policy
 from swarm.learn import save_model
 from swarm.learn.recipes import load_recipe, sites_of
-from swarm.learn.state import Checkpoint
+from swarm.learn.state import Checkpoint, State
 from swarm.merge import merge_files
 from tests.merge.blind.world import Site, World, attempt_of, merged, play
 
@@ -34,7 +34,7 @@ def test_a_blind_run_ends_with_the_auc_of_a_visible_one(name: str, seed: int, tm
 
     def auc(base: Path) -> float:
         model = recipe.new_model(seed)
-        arms.State(model).load(Checkpoint(base))
+        State(model).load(Checkpoint(base))
         return float(roc_auc_score(y.numpy(), study.outputs(model, x)[:, 0].numpy()))
 
     seen, masked = trained(study, seed, visible, tmp_path / "seen"), blind(study, seed, tmp_path / "masked")
