@@ -97,7 +97,7 @@ def test_members_that_cannot_be_are_refused_and_nothing_is_written(
 def test_an_unknown_example_is_refused_with_the_ones_there_are(swarm: Swarm, tmp_path: Path) -> None:
     result = swarm("init", tmp_path / "new", "--members", "a", "--example", "hart")
     assert result.exit_code == 2
-    assert "there are heart" in result.output
+    assert "there are diabetes, heart, leukemia" in result.output
 
 
 def test_ports_past_the_last_one_are_refused() -> None:

@@ -187,11 +187,11 @@ def test_a_good_block_is_still_taken_after_its_header_came_with_a_wrong_body(led
         (lambda ledger: world.forge(ledger), "no transaction"),
         (
             lambda ledger: world.forge(ledger, world.signed(OPERATORS[0], 0, STRANGER.address, b"")),
-            "call the Consortium and Runs contracts",
+            "call the members' own contracts",
         ),
         (
             lambda ledger: world.forge(ledger, world.signed(OPERATORS[0], 0, None, b"\x00")),
-            "call the Consortium and Runs contracts",
+            "call the members' own contracts",
         ),
         (
             lambda ledger: world.forge(ledger, world.propose(OPERATORS[0], 0), coinbase=STRANGER.address),
@@ -431,8 +431,8 @@ def test_the_turn_of_a_removed_validator_goes_to_the_next_by_address(make_ledger
         (world.propose(OPERATORS[0], 0, gas=20_999), "gas limit"),
         (world.propose(OPERATORS[0], 0, gas=20_000_001), "gas limit"),
         (world.propose(OPERATORS[0], 64), "too far ahead"),
-        (world.signed(OPERATORS[0], 0, STRANGER.address, b""), "Consortium and Runs"),
-        (world.signed(OPERATORS[0], 0, None, b""), "Consortium and Runs"),
+        (world.signed(OPERATORS[0], 0, STRANGER.address, b""), "call the members' own contracts"),
+        (world.signed(OPERATORS[0], 0, None, b""), "call the members' own contracts"),
     ],
 )
 def test_a_transaction_that_no_block_will_have_is_refused_with_the_reason(

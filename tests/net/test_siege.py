@@ -28,7 +28,7 @@ from swarm.net.libp2p.shares import (
     Doors,
     Shares,
 )
-from tests.net.hostile import MEMBERS, STRANGERS, Attack, Attacker, Target, attempt, come_and_go
+from tests.net.hostile import MEMBERS, STRANGERS, Attack, Attacker, Target, Wire, attempt, come_and_go
 from tests.net.kit import ANY_PORT, identity, until
 
 ANSWER_BYTES = 1 << 20
@@ -168,15 +168,21 @@ async def test_a_member_that_comes_and_goes_faster_than_its_connections_end_hang
 
 async def test_a_connection_that_broke_this_moment_is_gone_when_it_is_cut() -> None:
     """Whoever waits for that in a loop (`Mesh._choose`) would wait for good."""
+
+    async def stay(attacker: Attacker, target: Target, wire: Wire) -> None:
+        await come_and_go(attacker, target, wire)
+        await asyncio.sleep(60)
+
     async with besieged() as siege:
-        opened = asyncio.create_task(attempt(MEMBERS["pings unread"], siege.member, siege.target))
+        opened = asyncio.create_task(attempt(stay, siege.member, siege.target))
         peer = siege.a._mesh._peers[identity(3).address]
         await until(lambda: bool(peer.wires))
         wire = peer.wires[0]
         wire._transport.abort()  # type: ignore[union-attr]
         wire.cut("replaced")
         assert wire not in peer.wires
-        await opened
+        opened.cancel()
+        await asyncio.gather(opened, return_exceptions=True)
 
 
 async def test_a_member_that_pours_is_read_at_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,9 @@ def test_an_unknown_site_is_refused_with_the_known_ones(name: str) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_policy_of_an_example_can_work(path: Path) -> None:
     if not path.stem.startswith("compare"):
-        assert load_policy(path).name == path.stem
+        assert load_policy(path).name == {"heart-blind": "heart", "private": f"{path.parent.name}-private"}.get(
+            path.stem, path.stem
+        )
 
 
 def test_a_clinics_head_is_not_in_what_a_personal_run_starts_from(tmp_path: Path) -> None:
