@@ -157,6 +157,8 @@ class HaveMasks:
     """Somebody committed to shares that open nothing: the attempt cannot end."""
     given: frozenset[Address] = frozenset()
     """Of whom this node has given its shares."""
+    reported: bool = False
+    """It said in this attempt that bytes never came: they may be struck, and then no sum with them may be known."""
     shares_of: frozenset[Address] = frozenset()
     """Of whom it has any."""
 
@@ -448,7 +450,7 @@ def _owed_frozen(
             owed.add(MaskUpdate(state.run, state.round, masks.attempt))
         return owed
     survivors = survivors_of(state, masks)
-    reported = any(reporter == me for reporter, _ in state.missing)
+    reported = have.reported or any(reporter == me for reporter, _ in state.missing)
     opens = have.entry.survivors in (None, survivors) and me in survivors and me not in masks.revealed
     if enough(state, masks, terms) and opens and complete and not reported:
         owed.add(RevealMask(state.run, state.round, masks.attempt, survivors))

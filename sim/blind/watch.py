@@ -192,7 +192,8 @@ class Watch:
             return None
         total = np.zeros(0, np.uint32)
         for member in survivors:
-            made = self._made.get((member, self._submitted[attempt][member]))
+            # A submission that the ledger took between two attempts is of neither.
+            made = self._made.get((member, self._submitted[attempt].get(member, b"")))
             if made is None or made[0] != attempt:
                 return None
             total = made[2] if not len(total) else total + made[2]

@@ -19,7 +19,7 @@ from typing import Any
 
 from swarm.blind import Entry
 from swarm.encoding import Address, Digest, from_hex, to_hex
-from swarm.errors import StorageError
+from swarm.errors import RejectedError, StorageError
 
 SEED_BYTES = 32
 FILE_MAX_BYTES = 64 << 10
@@ -148,8 +148,10 @@ class MaskLog:
 
     def _joined(self, run: int, attempt: int) -> Logged:
         logged = self.read(run, attempt)
-        if logged is None or not logged.seed:
+        if logged is None:
             raise SecondUse(f"attempt {attempt} of run {run} was never joined from here")
+        if not logged.seed:
+            raise RejectedError(f"attempt {attempt} of run {run} is over, its seed is erased")
         return logged
 
     def _keep(self, run: int, logged: Logged) -> None:

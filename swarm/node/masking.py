@@ -92,6 +92,8 @@ class Veil:
     """The vector that each member gave into custody in this attempt."""
     unmasked: tuple[tuple[Told, ...], Unmasking | Missing | None] | None = None
     """What was told, and what follows from it."""
+    reported: bool = False
+    """This node said in this attempt that bytes never came, whether the ledger has it yet or not."""
 
 
 class Masking:
@@ -306,6 +308,7 @@ class Masking:
             masked=self._has_masked(run.id, masks.attempt, digest),
             missing=lacking,
             given=frozenset(member for part in mine for member in (*part.secrets, *part.seeds)),
+            reported=veil.reported,
         )
 
     async def perform(self, duty: MaskDuty, run: Run, state: RoundState, veil: Veil, policy: Policy) -> None:

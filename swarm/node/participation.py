@@ -447,6 +447,8 @@ class Participation:
                     await self._unveil(duty)
                 case ReportMissing(run=run, round=round_, member=member):
                     logger.warning("run %d round %d: the update of %s never came", run, round_, short(member))
+                    if (veil := self.efforts[run].veil) is not None:
+                        veil.reported = True
                     await self.transact(self._contracts.report_missing(run, round_, member))
                 case Advance(run=run, round=round_, view=view):
                     await self.transact(self._contracts.advance(run, round_, view))

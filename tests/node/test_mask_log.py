@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from swarm.blind import Entry
-from swarm.errors import StorageError
+from swarm.errors import RejectedError, StorageError
 from swarm.node.mask_log import KEPT_MAX, MaskLog, SecondUse
 
 BLOB, VECTOR, OTHER = b"b" * 32, b"v" * 32, b"o" * 32
@@ -75,6 +75,9 @@ def test_only_the_owner_reads_it_and_seeds_of_attempts_that_are_over_are_erased(
     erased = log(tmp_path).read(1, KEPT_MAX + 3)
     assert erased is not None
     assert (erased.seed, erased.entry.blob) == (b"", BLOB)
+    for late in (lambda: first.mask(1, KEPT_MAX + 3, VECTOR), lambda: first.reveal(1, KEPT_MAX + 3, SET)):
+        with pytest.raises(RejectedError, match="is over, its seed is erased"):
+            late()
 
 
 def test_a_new_key_after_a_restore_sits_its_round_out(tmp_path: Path) -> None:

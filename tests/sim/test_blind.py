@@ -13,6 +13,9 @@ ONCE_BROKEN = {
     1: "members that a deadline went by were on no roster any more, and one more was gone: the run stood still",
     149: "too few of an attempt were left to submit, and the ledger waited for them for ever",
     1079: "a submission that came after its round began again was taken for the sign of a restored disk",
+    10353: "a round that closed while a member still masked its update took that node down",
+    11258: "a member opened its mask while its report was on the way: others were struck, and two sums were known",
+    12177: "the same, after crashes",
 }
 
 
