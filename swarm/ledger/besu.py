@@ -30,7 +30,7 @@ def extra_data() -> bytes:
 
 
 def besu_genesis(config: SwarmConfig, *, block_period_s: int = 1, request_timeout_s: int = 4) -> dict[str, Any]:
-    """Block 0 of a Besu network with both contracts as they are in this consortium's own genesis, in its clock.
+    """Block 0 of a Besu network with the contracts as they are in this consortium's own genesis, in its clock.
 
     Gas is free. Every fork that the contracts need is there from the first block.
 
