@@ -10,6 +10,7 @@ has one vector and one set of survivors an attempt.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -314,13 +315,21 @@ def points_of(count: int) -> list[tuple[str, str]]:
     return [*found, *(("leader", point) for point in LEADERS)] if count >= len(POINTS) else found
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(prog="python -m tests.blind_crashes", description=__doc__)
+    parser.add_argument("--points", type=int, default=len(POINTS), help="so many points for each of three roles")
+    parser.add_argument("--node", nargs=3, type=Path, metavar=("SITE.toml", "ARM", "JOURNAL"), help="be such a node")
+    return parser
+
+
 def main() -> int:
     """Kill, and say what came of it."""
-    if sys.argv[1:2] == ["--node"]:
-        _run(*(Path(part) for part in sys.argv[2:]))
+    asked = parser().parse_args()
+    if asked.node:
+        _run(*asked.node)
         return 0
-    count = int(sys.argv[2]) if sys.argv[1:2] == ["--points"] else len(POINTS)
-    todo, each, rounds = points_of(count), 20, 50
+    todo, each, rounds = points_of(asked.points), 20, 50
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="blind-kills-") as folder:
         right = play(Path(folder), [], rounds=rounds).final
