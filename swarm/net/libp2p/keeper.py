@@ -29,6 +29,8 @@ RELAY_AGAIN_S = 5.0
 """So often a member that names no place is looked for at the relays."""
 YIELD_S = 0.25
 """The member with the higher address waits this long for the other to dial first."""
+RELAY_YIELD_S = 1.0
+"""The same where a relayed connection ended: both would dial at once, and a relay joins only so many pairs."""
 
 
 class Peer:
@@ -92,12 +94,13 @@ class Keeper:
 
     async def _keep_connected(self, peer: Peer) -> None:
         wait_s = DIAL_FIRST_S
-        if self._me > peer.address:
-            await self._changed(peer, YIELD_S)
+        await self._yield(peer, YIELD_S)
         while True:
             if any(wire.relay is None for wire in peer.wires) or (peer.wires and not peer.places):
                 wait_s = DIAL_FIRST_S
                 await self._changed(peer, None)
+                if not (peer.wires or peer.places):
+                    await self._yield(peer, RELAY_YIELD_S)
             elif peer.wires:
                 wait_s = DIAL_FIRST_S
                 if not await self._changed(peer, DIRECT_AGAIN_S * self._random.uniform(0.5, 1.5)):
@@ -110,6 +113,11 @@ class Keeper:
             else:
                 # A connection that is lost again and again at once is not dialled in a tight loop.
                 await asyncio.sleep(DIAL_FIRST_S)
+
+    async def _yield(self, peer: Peer, for_s: float) -> None:
+        """Let the other dial first, if it is the one with the lower address."""
+        if self._me > peer.address:
+            await self._changed(peer, for_s)
 
     async def _changed(self, peer: Peer, timeout_s: float | None) -> bool:
         """Wait until something about the member changed; False if that took too long."""
