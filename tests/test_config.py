@@ -486,7 +486,7 @@ def test_every_merge_can_be_agreed_on(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"colour": 1}, "'colour' is no setting of a run; there are alarm_fall, "),
+        ({"colour": 1}, "'colour' is no setting of a run; there are alarm_action, "),
         ({"name": ""}, "name = '', but it has to be 1 to 64 plain characters"),
         ({"name": "../x"}, "name = '../x', but it has to be"),
         ({"name": "x" * 65}, "name = 'x+', but it has to be"),
@@ -537,6 +537,17 @@ def test_every_merge_can_be_agreed_on(tmp_path: Path, name: str) -> None:
         ({"alarm_fall": 0.1}, r"alarm_fall = 0.1, but it has to be left out \(0.05\) without an alarm_metric"),
         ({"alarm_metric": "auc", "alarm_fall": 0.0}, "alarm_fall = 0.0, but it has to be above 0"),
         ({"alarm_metric": "a" * 65}, "alarm_metric = 'a{65}', but it has to be a metric's name, at most 64"),
+        ({"alarm_metric": "auc", "alarm_action": "stop"}, "alarm_action = 'stop', but it has to be one of tell, skip,"),
+        (
+            {"alarm_action": "skip"},
+            r"alarm_action = 'skip', but it has to be left out \('tell'\) without an alarm_metric",
+        ),
+        ({"alarm_metric": "auc", "alarm_action": "groups"}, "alarm_action = 'groups', but it has to be 'tell' or"),
+        ({"alarm_metric": "auc", "alarm_action": "skip", "rounds": 1}, "rounds = 1, but it has to be 2 or more where"),
+        (
+            {"alarm_metric": "auc", "alarm_action": "skip", "merge": "mean", "scaffold": True},
+            r"alarm_action = 'skip', but it has to be left out \('tell'\) where scaffold = true",
+        ),
         ({"merge": "norm_bounded_mean", "iterations": 2}, r"iterations = 2, but it has to be left out \(5\)"),
         ({"merge": "norm_bounded_mean", "radius": 0.0}, r"radius = 0.0, but it has to be 2\*\*-32 to 2\*\*40"),
         ({"merge": "norm_bounded_mean", "radius": math.nan}, "radius = nan, but it has to be"),

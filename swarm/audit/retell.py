@@ -21,6 +21,7 @@ from swarm.ledger.client import decode_metrics
 from swarm.ledger.genesis import BLIND, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Merged, merge
+from swarm.merge.alarm import Judged, settled
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
 from swarm.quorum import faults_max, quorum
 from swarm.rounds import PARTS, Submission, leader_of
@@ -70,6 +71,8 @@ class _Round:
     """A round as its events tell it."""
 
     submissions: dict[Address, tuple[Digest, int]] = field(default_factory=dict)
+    told: dict[Address, Mapping[str, float]] = field(default_factory=dict)
+    """Metrics."""
     struck: set[Address] = field(default_factory=set)
     view: int = 0
     leader: Address = b""
@@ -110,6 +113,8 @@ class RunStory:
     round: _Round = field(default_factory=_Round)
     closed: list[tuple[Digest, tuple[Submission, ...], Digest]] = field(default_factory=list)
     """Base, merged submissions and checkpoint of every closed round."""
+    judged: list[Judged] = field(default_factory=list)
+    """Every closed round as an alarm looks at it."""
     left_out: list[dict[Address, str]] = field(default_factory=list)
     """Of every closed round the members of the run whose update was not merged, and why."""
     publications: list[Publication] = field(default_factory=list)
@@ -232,7 +237,8 @@ def _submitted(run: RunStory, values: Mapping[str, Any]) -> None:
     if member in run.round.submissions:
         raise Difference(f"{run.where()}: {checksum(member)} submitted twice")
     run.round.submissions[member] = bytes(values["digest"]), int(values["weight"])
-    for name, value in decode_metrics(bytes(values["metrics"])).items():
+    run.round.told[member] = decode_metrics(bytes(values["metrics"]))
+    for name, value in run.round.told[member].items():
         digest = name.removeprefix(LEAK_CHECK)
         if digest != name and len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
             found = LeakCheck(run.number, run.index, checksum(member), digest, int(value))
@@ -326,6 +332,7 @@ def _closed(run: RunStory, values: Mapping[str, Any]) -> None:
         }
     )
     run.closed.append((run.checkpoint, submissions, checkpoint))
+    run.judged.append(Judged(run.checkpoint, {s.member: run.round.told[s.member] for s in submissions}))
     run.sums.append(run.masks.closed(run.index))
     run.checkpoint, run.seed = checkpoint, keccak256(run.seed + checkpoint)
     run.index, run.round = run.index + 1, _Round()
@@ -428,21 +435,29 @@ def _seen_again(
 ) -> RoundSeen | None:
     """What doing a round's merge again showed; None where the store does not hold what it takes."""
     left_out = run.left_out[index]
+    policy = _policy(run, store)
+    ends_with = settled(policy, run.judged[: index + 1]) if policy is not None else None
+    if ends_with is not None:
+        if checkpoint != ends_with.checkpoint:
+            raise Difference(
+                f"run {run.number} ({run.name}) round {index}: it had to end with {short(ends_with.checkpoint)} "
+                f"({ends_with.why}), but it closed with {short(checkpoint)}"
+            )
+        return round_seen(run.number, index, (), (), left_out, ends_with.why)
     if run.masks.here is None:
         merged = _merge_again(run, index, base, submissions, checkpoint, store)
         if merged is None:
             return None
         return round_seen(run.number, index, submissions, merged.reports, left_out)
     here = run.sums[index]
+    if policy is None:
+        return None
     if here is None:
         if checkpoint != base:
             raise Difference(
                 f"run {run.number} ({run.name}) round {index}: no sum was opened, yet it changed something"
             )
         return round_seen(run.number, index, (), (), left_out, "no second sum of it was opened")
-    policy = _policy(run, store)
-    if policy is None:
-        return None
     opened = open_again(chain, run.number, run.policy, policy, base, here, submissions, store)
     if opened is None:
         return None

@@ -229,7 +229,7 @@ def _show_merges(
     for alarm in alarms:
         screen.out.print(
             f"[bold red]alarm[/]: {escape(alarm['metric'])} fell at {escape(', '.join(alarm['members']))} with the "
-            f"checkpoint of round {alarm['round']}"
+            f"checkpoint of round {alarm['round']}{', which was given up' if alarm['given_up'] else ''}"
         )
 
 

@@ -41,6 +41,7 @@ def merges_of(rounds: Sequence[dict[str, Any]], name: Callable[[Address], str]) 
                 "updates": told,
                 "unusable": unusable,
                 "sum": one.get("sum"),
+                "settled": one.get("settled", ""),
             }
         )
     return found
@@ -68,6 +69,8 @@ def warnings_of(merges: Sequence[dict[str, Any]]) -> list[str]:
         if one.get("sum") and one["sum"]["refused"]:
             found.append(f"round {one['round']}: the sum is none of honest updates, and changed nothing: "
                          f"{one['sum']['refused']}")  # fmt: skip
+        if one.get("settled"):
+            found.append(f"round {one['round']}: merged nothing: {one['settled']}")
         found += [
             f"round {one['round']}: {update['name']}'s update stands out: {update['stands_out']}"
             for update in one["updates"]
@@ -77,18 +80,31 @@ def warnings_of(merges: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def alarms_of(rounds: Sequence[RoundHistory], policy: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The rounds after which the agreed metric fell at half of the members who tell it."""
-    from swarm.merge.alarm import fell
+    """The rounds after which the agreed metric fell at half of the members who tell it; `given_up` where the run went
+    back to the checkpoint before, as its policy says."""
+    from swarm.merge.alarm import Judged, fell, rings
 
     if not policy or not policy["alarm_metric"]:
         return []
+    agreed = Policy(**policy)
     told = {one.round: {s["name"]: s["metrics"] for s in one.submissions} for one in rounds}
+    judged = [
+        Judged(
+            from_hex(before.checkpoint, size=32) if before is not None else b"",
+            {s["name"]: s["metrics"] for s in one.submissions if s["name"] not in one.struck},
+        )
+        for before, one in zip([None, *rounds], rounds, strict=False)
+        if before is None or before.closed
+    ]
     found = []
-    for one in rounds:
-        after = told.get(one.round + 1, {})
-        members = fell(told[one.round], after, policy["alarm_metric"], policy["alarm_fall"])
+    for place, one in enumerate(rounds):
+        members = fell(told[one.round], told.get(one.round + 1, {}), agreed.alarm_metric, agreed.alarm_fall)
+        acts = agreed.acts_on_alarm and place + 1 < len(rounds) and rounds[place + 1].closed
+        given_up = acts and bool(rings(agreed, judged[: place + 2]))
         if members:
-            found.append({"round": one.round, "metric": policy["alarm_metric"], "members": list(members)})
+            found.append({
+                "round": one.round, "metric": agreed.alarm_metric, "members": list(members), "given_up": given_up
+            })  # fmt: skip
     return found
 
 

@@ -43,6 +43,7 @@ SERVER_RULES: Mapping[str, tuple[str, ...]] = {
 }
 ENCODINGS = ("float32", "bfloat16", "float16", "int8")
 BEST_MODES = ("max", "min")
+ALARM_ACTIONS = ("tell", "skip", "groups")
 PRIVACY_UNITS = ("record", "patient")
 EPSILON = "swarm.epsilon"
 """The metric in which a site declares what it has spent of its privacy budget, this submission included."""
@@ -105,6 +106,9 @@ class Policy:
     """Of the metrics that members submit, one whose fall raises an alarm; greater is better. None if empty."""
     alarm_fall: float = 0.05
     """By how much it has to fall at half of the members, from one round to the next."""
+    alarm_action: str = "tell"
+    """What the run does then: `tell` people; `skip` back to the checkpoint before the fall; or skip back, and merge the
+    round after it in `groups`."""
     personal: tuple[str, ...] = ()
     """Patterns, as in a shell, of the tensors that stay at each site: `["bn*", "head.*"]`."""
     proximal: float = 0.0
@@ -163,6 +167,11 @@ class Policy:
         return not self.private or 0 < metrics.get(EPSILON, math.inf) <= self.epsilon
 
     @property
+    def acts_on_alarm(self) -> bool:
+        """Whether a checkpoint with which the agreed metric fell is given up."""
+        return self.alarm_action != "tell"
+
+    @property
     def reads_metrics(self) -> bool:
         """Whether the run goes on by what the members told with their submissions."""
         return self.sync_interval_max > 0 or bool(self.best_metric)
@@ -173,8 +182,14 @@ class Policy:
         return self.merge in CHUNK_RULES and self.server == "none" and not self.blind and not self.encoded
 
     def encode(self) -> bytes:
-        """Canonical bytes: JSON, keys sorted, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+        """Canonical bytes: JSON, keys sorted, no spaces.
+
+        `alarm_action` came later: a policy that leaves it out keeps the bytes, and the digest, that it always had.
+        """
+        document = asdict(self)
+        if self.alarm_action == Policy.alarm_action:
+            del document["alarm_action"]
+        return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Policy:
@@ -349,6 +364,17 @@ def _check_alarm(policy: Policy, need: Callable[[bool, str, str], None]) -> None
     need(0 < policy.alarm_fall < 2**40, "alarm_fall", "above 0")
     unset = policy.alarm_fall == Policy.alarm_fall
     need(unset or bool(policy.alarm_metric), "alarm_fall", f"left out ({Policy.alarm_fall}) without an alarm_metric")
+    need(policy.alarm_action in ALARM_ACTIONS, "alarm_action", f"one of {', '.join(ALARM_ACTIONS)}")
+    if not policy.acts_on_alarm:
+        return
+    need(bool(policy.alarm_metric), "alarm_action", "left out ('tell') without an alarm_metric")
+    need(
+        policy.alarm_action != "groups" or policy.blind, "alarm_action", "'tell' or 'skip' where updates are not blind"
+    )
+    need(policy.merge != "sum", "alarm_action", "left out ('tell') where merge = 'sum': no model is trained")
+    need(not policy.scaffold, "alarm_action", "left out ('tell') where scaffold = true: sites keep control variates of "
+         "rounds that would be given up")  # fmt: skip
+    need(policy.rounds >= 2, "rounds", "2 or more where an alarm acts: the last round judges and merges nothing")
 
 
 def _check_local(policy: Policy, need: Callable[[bool, str, str], None]) -> None:

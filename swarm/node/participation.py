@@ -36,11 +36,13 @@ from swarm.identity import Identity
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
 from swarm.merge import BadUpdate, Merged, merge, update_size
+from swarm.merge.alarm import Settled
 from swarm.merge.blind.blob import BLOB_BYTES_MAX
 from swarm.merge.blind.merging import BadVector
 from swarm.merkle import chunk_count
 from swarm.net.transfer import pull
 from swarm.net.transport import Transport
+from swarm.node.alarm import Alarm, alarm_of
 from swarm.node.masking import Masking, Veil
 from swarm.node.reports import Reports
 from swarm.node.telling import Telling
@@ -116,6 +118,8 @@ class Effort:
     over_budget: frozenset[Address] | None = None
     """Of a private run: who submitted in the current round with an epsilon that the policy does not allow, or with
     none; None before this node looked."""
+    alarm: Alarm | None = None
+    """Where the policy says that an alarm acts: what it makes of `state`; None before this node looked."""
     unfit: bool = False
     """Its policy is not what the ledger says; said once in the log."""
     submitted: int = -1
@@ -255,6 +259,11 @@ class Participation:
                     )
             if self._knows_policy(effort) and effort.policy is not None and effort.policy.private:
                 effort.over_budget = await self._over_budget(effort.policy, state)
+            if effort.policy is not None and effort.policy.acts_on_alarm:
+                effort.alarm = None
+                effort.alarm = await alarm_of(self.telling, effort.policy, effort.run, state)
+                if effort.alarm is not None:
+                    self._store.pin_only({effort.alarm.before}, f"alarm of run {state.run}")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -291,18 +300,23 @@ class Participation:
             if not self._knows_policy(effort):
                 continue
             assert effort.policy is not None
-            if effort.policy.private and effort.over_budget is None:
+            unlooked = effort.policy.acts_on_alarm and effort.alarm is None
+            if unlooked or (effort.policy.private and effort.over_budget is None):
                 self._head_stale = True
                 self.stir()
                 continue
-            if effort.veil is not None:
+            ends_with = effort.alarm.settled if effort.alarm is not None else None
+            if ends_with is not None:
+                owed |= self._owed_settled(effort, ends_with, state, now_s, effort.policy)
+            elif effort.veil is not None:
                 owed |= self._owed_blind(effort, effort.veil, state, now_s, effort.policy)
                 again_s = self.masking.wakes_s(state, effort.veil, effort.policy, now_s)
                 if again_s is not None:
                     wake_s.append(again_s - now_s)
                 state = summed(state, effort.veil.state)
             have = self._have(effort, state)
-            owed |= self._owed(state, have, now_s, effort.policy) if effort.veil is None else set()
+            if ends_with is None and effort.veil is None:
+                owed |= self._owed(state, have, now_s, effort.policy)
             again_s = next_change_s(state, self._me, have, now_s, **self._terms(state, effort.policy))
             if again_s is not None:
                 wake_s.append(again_s - now_s)
@@ -320,6 +334,33 @@ class Participation:
     def _owed(self, state: RoundState, have: Have, now_s: float, policy: Policy) -> frozenset[Duty]:
         """The rule that this node follows; a simulated liar follows another."""
         return duties(state, self._me, have, now_s, **self._terms(state, policy))
+
+    def _owed_settled(
+        self, effort: Effort, ends_with: Settled, state: RoundState, now_s: float, policy: Policy
+    ) -> frozenset[Duty | MaskDuty]:
+        """Whatever was submitted, the round ends with a checkpoint that stood before: nothing is merged or opened."""
+        checkpoint, merging = ends_with.checkpoint, (state.base, state.merged)
+        fetched: set[Duty | MaskDuty] = set()
+        if not self._store.has(checkpoint):
+            fetched.add(Fetch(checkpoint, self._others(state)))
+        elif effort.merges.get(merging) != checkpoint:
+            effort.merges[merging] = checkpoint
+            logger.warning(
+                "run %d round %d: ends with %s: %s", state.run, state.round, short(checkpoint), ends_with.why
+            )
+            self.reports.settled(state.run, state.round, checkpoint, ends_with.why)
+        have = self._have(effort, state)
+        owed: set[Duty | MaskDuty] = {
+            duty
+            for duty in self._owed(state, have, now_s, policy)
+            if not isinstance(duty, Merge | Inspect | Verify | Hear | ReportMissing)
+        }
+        if effort.veil is not None:
+            asked = self.masking.owed(
+                effort.run, state, effort.veil, policy, now_s, attached=effort.attached, complete=False
+            )
+            owed |= {duty for duty in asked if not isinstance(duty, RevealMask | GiveShares)}
+        return frozenset(owed | fetched)
 
     def _owed_blind(
         self, effort: Effort, veil: Veil, state: RoundState, now_s: float, policy: Policy
@@ -657,8 +698,8 @@ class Participation:
     async def _refuse(self, duty: Refuse) -> None:
         effort = self.efforts[duty.run]
         evidence, where = duty.evidence, "as its evidence shows"
-        if effort.veil is not None:
-            # The ledger and the vectors show it: `swarm audit` opens the sum again.
+        if effort.veil is not None or (effort.alarm is not None and effort.alarm.settled is not None):
+            # The ledger and the vectors show it: `swarm audit` opens the sum again, or hears the alarm.
             evidence, where = duty.published, "as the audit of the ledger shows"
         if evidence is None:
             assert effort.state is not None

@@ -46,6 +46,10 @@ class Reports:
         told = {"members": members, "norm": norm, "refused": refused}
         self._write(run, round_, {"merged": to_hex(found), "sum": told})
 
+    def settled(self, run: int, round_: int, found: Digest, why: str) -> None:
+        """Keep why a round ends with a checkpoint that stood before."""
+        self._write(run, round_, {"merged": to_hex(found), "settled": why})
+
     def unusable(self, run: int, round_: int, member: Address, reason: str) -> None:
         """Keep why no merge takes a member's update."""
         known = (self._read(self._place(run, round_)) or {}).get("unusable", {})

@@ -11,6 +11,7 @@ from swarm.course import Told
 from swarm.encoding import Address
 from swarm.errors import UnavailableError
 from swarm.ledger.client import Contracts, Event, decode_metrics
+from swarm.rounds import RoundState
 
 EVENTS = ("Submitted", "Struck", "RoundRestarted", "RoundClosed")
 
@@ -22,6 +23,8 @@ class _Run:
     closed: list[Told] = field(default_factory=list)
     open: dict[Address, dict[str, float]] = field(default_factory=dict)
     """Of the round that is not closed."""
+    view: int = 0
+    """At which the round that is not closed began to take these submissions."""
     epsilon: dict[Address, float] = field(default_factory=dict)
     """The most that each member ever declared to have spent, in submissions that were struck too."""
 
@@ -52,6 +55,17 @@ class Telling:
         await self._read()
         return dict(self._runs.get(run, _Run()).open)
 
+    async def as_of(self, state: RoundState) -> Mapping[Address, Mapping[str, float]] | None:
+        """What those told whose submissions a round merges; None where the ledger has gone on since `state`.
+
+        Args:
+            state: of a round that takes no more submissions.
+        """
+        await self._read()
+        here = self._runs.get(state.run, _Run())
+        now = len(here.closed) == state.round and here.view <= state.view
+        return dict(here.open) if now and here.open.keys() == {s.member for s in state.merged} else None
+
     async def epsilon(self, run: int, member: Address) -> float:
         """The most that a member ever declared to have spent of its privacy budget in a run; 0 if it never did."""
         await self._read()
@@ -75,7 +89,7 @@ class Telling:
             case "Struck":
                 here.open.pop(args["member"], None)
             case "RoundRestarted":
-                here.open = {}
+                here.open, here.view = {}, int(args["view"])
             case "RoundClosed":
                 here.closed.append(Told(int(args["round"]), args["checkpoint"], here.open))
-                here.open = {}
+                here.open, here.view = {}, 0

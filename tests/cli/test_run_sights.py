@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from swarm.cli.history import RoundHistory
 from swarm.cli.sights import COLUMNS, alarms_of, course_of, merges_of, row_of, warnings_of, words_of_course
@@ -52,9 +52,20 @@ def test_the_alarm_rings_after_the_round_whose_checkpoint_was_worse() -> None:
         submitted(3, north=0.9, south=0.8, east=0.5),
     ]
     agreed = asdict(Policy("heart", 10, 1, alarm_metric="auc"))
-    assert alarms_of(rounds, agreed) == [{"round": 1, "metric": "auc", "members": ["north", "south"]}]
+    rung = {"round": 1, "metric": "auc", "members": ["north", "south"], "given_up": False}
+    assert alarms_of(rounds, agreed) == [rung]
     assert alarms_of(rounds, asdict(Policy("heart", 10, 1))) == []
     assert alarms_of(rounds, None) == []
+    for number, one in enumerate(rounds[:3]):
+        one.closed, one.checkpoint = True, f"0x{number % 2 + 1:064x}"
+    acts = agreed | {"alarm_action": "skip"}
+    assert alarms_of(rounds, acts) == [rung | {"given_up": True}]
+    assert alarms_of(rounds[:2] + [replace(rounds[2], closed=False)], acts) == [rung]
+
+
+def test_a_round_that_merged_nothing_says_why() -> None:
+    (found,) = merges_of([kept(2, settled="auc fell")], NAMES.__getitem__)
+    assert warnings_of([found]) == ["round 2: merged nothing: auc fell"]
 
 
 def test_the_best_checkpoint_and_an_early_end_are_named() -> None:

@@ -1,0 +1,107 @@
+"""What a blind run does when the agreed hold-out alarm rings, with real nodes in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from sim.observer import Violation
+from sim.site import Site
+from sim.training import File
+from swarm.blind import MaskDuty
+from swarm.config import Policy
+from swarm.merge.alarm import Settled
+from swarm.node.participation import Effort, Participation
+from swarm.node.training import Checkpoint
+from swarm.rounds import Duty, RoundState
+from tests.node.veiled import BlindPlan, Veiled, play, small_update, values_of
+
+POISONER = 3
+
+
+class Poisoned(Veiled):
+    """One site pulls all weights away in round 1; everybody measures how far they are from where they were."""
+
+    poisoned = frozenset({1})
+
+    def trained(self, site: Site, place: Checkpoint, chance: random.Random) -> File:
+        update = small_update(chance, place.round)
+        if site is not self.founders[POISONER] or place.round not in self.poisoned:
+            return update
+        return File.of({**update.values, "layer.weight": np.full((3, 2), 0.99, "<f4")})
+
+    def told(self, site: Site, place: Checkpoint) -> Mapping[str, float]:
+        first = next(file for file in self.files.values() if "layer.weight" in file.values)
+        moved = np.abs(values_of(place.path)["layer.weight"] - first.values["layer.weight"]).mean()
+        return {"score": -float(moved)}
+
+
+class Ignoring(Participation):
+    """Merges on, whatever the alarm says."""
+
+    def _owed_settled(
+        self, effort: Effort, ends_with: Settled, state: RoundState, now_s: float, policy: Policy
+    ) -> frozenset[Duty | MaskDuty]:
+        if effort.veil is not None:
+            return self._owed_blind(effort, effort.veil, state, now_s, policy)
+        return frozenset(self._owed(state, self._have(effort, state), now_s, policy))
+
+
+def test_the_round_after_a_poisoned_one_goes_back_to_the_checkpoint_before_it() -> None:
+    ended = play(BlindPlan(seed=1, members=4, rounds=6, alarm_action="skip"), kind=Poisoned)
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    # Round 1 is poisoned; round 2's submissions tell, and it ends with round 0's checkpoint; round 5 only judges.
+    assert checkpoints[2] == checkpoints[0]
+    assert checkpoints[5] == checkpoints[4]
+    assert len(set(checkpoints)) == 4
+    # Nothing is opened that is not merged.
+    assert {found["round"] for found in ended.events("Revealed")} == {0, 1, 3, 4}
+
+
+def test_whoever_ignores_the_alarm_opens_and_changes_nothing() -> None:
+    ended = play(BlindPlan(seed=1, members=4, rounds=4, alarm_action="skip"), kind=Poisoned, liars={0: Ignoring})
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    assert checkpoints[2] == checkpoints[0]
+
+
+def test_an_auditor_finds_that_all_ignored_the_alarm() -> None:
+    with pytest.raises(Violation, match=r"round 2: it had to end with .*score fell by more than 0\.1 at 4 of 4"):
+        play(
+            BlindPlan(seed=1, members=4, rounds=4, alarm_action="skip"),
+            kind=Poisoned,
+            liars=dict.fromkeys(range(4), Ignoring),
+        )
+
+
+@dataclass(frozen=True)
+class OpenPlan(BlindPlan):
+    """The same with updates that everybody reads; large enough that each verifies parts only, where `parts`."""
+
+    parts: bool = False
+
+    @property
+    def policy(self) -> Policy:
+        few = 2 if self.parts else Policy.verify_all_members
+        return replace(super().policy, blind=False, norm_max=0.0, weights="equal", verify_all_members=few)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_round_of_visible_updates_goes_back_too_and_a_leader_that_merges_on_is_refused(parts: bool) -> None:
+    plan = OpenPlan(seed=3, members=4, rounds=4, alarm_action="skip", parts=parts)
+    ended = play(plan, kind=Poisoned, liars={0: Ignoring})
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    assert checkpoints[2] == checkpoints[0]
+    assert checkpoints[3] == checkpoints[2]
+    led = [found for found in ended.events("Published") if found["leader"] == ended.world.address(0)]
+    refused = [found for found in ended.events("Refused") if found["leader"] == ended.world.address(0)]
+    assert {found["round"] for found in refused} == {found["round"] for found in led if found["round"] in (2, 3)}
+    assert {found["accuser"] for found in ended.events("AccusationFailed")} <= {ended.world.address(0)}
+
+
+def test_an_alarm_that_only_tells_changes_nothing() -> None:
+    ended = play(BlindPlan(seed=1, members=4, rounds=3), kind=Poisoned)
+    assert len({closed.checkpoint for closed in ended.world.closed}) == 3
