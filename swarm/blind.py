@@ -16,6 +16,9 @@ from swarm.rounds import ADVANCE_STAGGER_S, Fetch, Phase, RoundState, RunState
 
 SURVIVORS_MIN = 3
 """A sum of two hides nothing from either of them."""
+KEY_ROUNDS_MAX = 100
+KEY_AGE_MAX_S = 24 * 3600.0
+"""A key for masks is replaced after so many rounds or so long: a secret that is stolen opens nothing that is older."""
 
 
 class Stage(IntEnum):
@@ -133,6 +136,11 @@ class HaveMasks:
 
     key: bytes
     """Its public key; the secret one is on its disk."""
+    last_key: bytes = b""
+    """The one before, as long as an attempt may be under way with it."""
+    key_rounds: int = 0
+    key_age_s: float = 0.0
+    """For how many rounds, and how long, the key has been in use."""
     entry: Entry | None = None
     """Of the attempt that the state tells of."""
     before: frozenset[Digest] = frozenset()
@@ -169,6 +177,22 @@ class SetKey:
 
     run: int
     key: bytes
+
+
+@dataclass(frozen=True)
+class RenewKey:
+    """Draw a new key, for the attempts after this one; the old one is erased when none is under way with it."""
+
+    run: int
+    round: int
+
+
+@dataclass(frozen=True)
+class ForgetKey:
+    """Erase the key before this one: no attempt will use it again."""
+
+    run: int
+    round: int
 
 
 @dataclass(frozen=True)
@@ -257,7 +281,19 @@ class GiveShares:
 
 
 MaskDuty: TypeAlias = (
-    Fetch | SetKey | Return | Rotate | JoinMasks | OpenBlob | Confirm | Freeze | MaskUpdate | RevealMask | GiveShares
+    Fetch
+    | SetKey
+    | RenewKey
+    | ForgetKey
+    | Return
+    | Rotate
+    | JoinMasks
+    | OpenBlob
+    | Confirm
+    | Freeze
+    | MaskUpdate
+    | RevealMask
+    | GiveShares
 )
 
 
@@ -353,7 +389,7 @@ def mask_duties(
         return frozenset()
     if lost(state, masks, me, have) and not have.sits_out:
         return frozenset({Rotate(state.run, state.round)})
-    owed = _owed_now(state, masks, me, have, now_s, terms, complete)
+    owed = _owed_now(state, masks, me, have, now_s, terms, complete) | _owed_key(state, masks, me, have)
     if have.attached and me in state.expected and masks.mine != have.key:
         # A key that is set while an attempt is under way counts from the next one on.
         owed.add(SetKey(state.run, have.key))
@@ -363,6 +399,17 @@ def mask_duties(
     ):
         owed.add(Return(state.run, state.round))
     return frozenset(owed)
+
+
+def _owed_key(state: RoundState, masks: MaskState, me: Address, have: HaveMasks) -> set[MaskDuty]:
+    """A key that is old is replaced while an attempt is frozen: the ledger has the new one before the next attempt."""
+    seat = masks.seat(me)
+    if masks.mine != have.key or seat is None or seat.key != have.key:
+        return set()
+    if have.last_key:
+        return {ForgetKey(state.run, state.round)}
+    old = have.key_rounds >= KEY_ROUNDS_MAX or have.key_age_s >= KEY_AGE_MAX_S
+    return {RenewKey(state.run, state.round)} if old and masks.stage is Stage.FROZEN and have.attached else set()
 
 
 def _owed_now(
@@ -402,7 +449,8 @@ def _owed_joining(
     if seat is None:
         return owed
     if me not in masks.joined:
-        if have.attached and seat.key == have.key and not have.sits_out and now_s < masks.opened_s + terms.submit_s / 2:
+        known = seat.key in {have.key, have.last_key}
+        if have.attached and known and not have.sits_out and now_s < masks.opened_s + terms.submit_s / 2:
             owed.add(JoinMasks(state.run, state.round, masks.attempt))
     elif me not in masks.confirmed:
         owed |= _owed_blobs(state, masks, me, have)

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from swarm.blind import (
+    KEY_AGE_MAX_S,
+    KEY_ROUNDS_MAX,
     Confirm,
     Entry,
+    ForgetKey,
     Freeze,
     GiveShares,
     HaveMasks,
@@ -19,6 +22,7 @@ from swarm.blind import (
     MaskTerms,
     MaskUpdate,
     OpenBlob,
+    RenewKey,
     RevealMask,
     Rotate,
     SetKey,
@@ -152,3 +156,22 @@ def test_what_others_than_the_survivors_submitted_is_not_in_the_sum() -> None:
     three = replace(TAKEN, frozen=frozenset({A, B, C}))
     assert [s.member for s in summed(MERGE, three).submissions] == [A, B, C]
     assert len(summed(replace(MERGE, phase=Phase.SUBMIT), three).submissions) == 4
+
+
+def test_an_old_key_is_replaced_while_an_attempt_is_frozen_and_erased_when_none_is_under_way_with_it() -> None:
+    for old in (replace(HELD, key_rounds=KEY_ROUNDS_MAX), replace(HELD, key_age_s=KEY_AGE_MAX_S)):
+        assert RenewKey(1, 2) in owed(ROUND, TAKEN, old)
+        assert RenewKey(1, 2) not in owed(ROUND, JOINING, old) | owed(ROUND, CLOSED, old)
+    assert RenewKey(1, 2) not in owed(ROUND, TAKEN, replace(HELD, key_rounds=KEY_ROUNDS_MAX - 1))
+    renewed = replace(HELD, key=b"renewed", last_key=b"key" + A)
+    assert SetKey(1, b"renewed") in owed(ROUND, TAKEN, renewed)
+    set_ = replace(TAKEN, mine=b"renewed")
+    assert not {SetKey(1, b"renewed"), ForgetKey(1, 2), RenewKey(1, 2)} & owed(ROUND, set_, renewed)
+    mine = tuple(replace(seat, key=b"renewed", number=2) if seat.member == A else seat for seat in seats())
+    assert ForgetKey(1, 2) in owed(ROUND, replace(CLOSED, mine=b"renewed", seats=mine), renewed)
+
+
+def test_an_attempt_that_opened_before_the_new_key_was_known_is_joined_with_the_old_one() -> None:
+    masks = replace(JOINING, joined=frozenset(), seats=seats(), mine=b"renewed")
+    assert JoinMasks(1, 2, 7) in owed(ROUND, masks, HaveMasks(key=b"renewed", last_key=b"key" + A, attached=True))
+    assert JoinMasks(1, 2, 7) not in owed(ROUND, masks, HaveMasks(key=b"renewed", attached=True))

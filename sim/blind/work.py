@@ -19,7 +19,7 @@ from swarm.encoding import Address, Digest, keccak256
 from swarm.errors import RejectedError
 from swarm.ledger.client import Run
 from swarm.merge.blind.blob import blob_of
-from swarm.merge.blind.keys import Fresh, Keys
+from swarm.merge.blind.keys import Fresh
 from swarm.merge.blind.masks import Ring, apply
 from swarm.merge.blind.merging import BadVector, BlindMerged
 from swarm.merge.blind.unmask import Survivors, Unmasking, masks_of, reveal_of
@@ -138,7 +138,7 @@ class BadShares(Light):
         masks = veil.state
         seed = self.log.seed(run.id, masks.attempt)
         attempt = self._attempt(state, run, masks)
-        blob = blob_of(Keys(attempt, self._me, self.log.secret(run.id)), Fresh.of(seed, attempt))
+        blob = blob_of(self._keys(attempt, run, masks), Fresh.of(seed, attempt))
         entries = tuple(
             replace(entry, sealed=bytes(len(entry.sealed))) if self.chance.random() < 0.7 else entry
             for entry in blob.entries

@@ -1,6 +1,7 @@
 """What a node must not forget, and not keep for long, of blind rounds: on disk before anybody sees what follows.
 
-    key-RUN.json          the X25519 secret of a run, and the round that is sat out after a restore     mode 600
+    key-RUN.json          the X25519 secret of a run, since when, the one before it while it is in use, and the round
+                          that is sat out after a restore                                               mode 600
     RUN-ATTEMPT.json      an attempt: its seed, what was given to others, what was masked, for whom it was opened
 
 A file is replaced as a whole: written beside, synced, renamed, and the folder synced. Masks are used for one vector and
@@ -14,12 +15,14 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from swarm.blind import Entry
 from swarm.encoding import Address, Digest, from_hex, to_hex
 from swarm.errors import RejectedError, StorageError
+from swarm.merge.blind.keys import public_key
 
 SEED_BYTES = 32
 FILE_MAX_BYTES = 64 << 10
@@ -45,6 +48,42 @@ class Logged:
         return f"Logged({self.entry})"
 
 
+@dataclass(frozen=True)
+class Key:
+    """The secrets that a run's masks are agreed upon with."""
+
+    secret: bytes
+    """X25519, 32 bytes."""
+    round: int
+    since_s: float
+    """The round and the Unix time at which it was drawn."""
+    last: bytes = b""
+    """The one before it, empty once it was erased."""
+    sits_out: int = -1
+    """The round that is sat out, because the disk was restored in it."""
+
+    @cached_property
+    def public(self) -> bytes:
+        """What the ledger shows of it."""
+        return public_key(self.secret)
+
+    @cached_property
+    def last_public(self) -> bytes:
+        """Of the one before it; empty where there is none."""
+        return public_key(self.last) if self.last else b""
+
+    def secret_of(self, public: bytes) -> bytes:
+        """The secret of a public key of this node; RejectedError if it has it no longer."""
+        if public == self.public:
+            return self.secret
+        if self.last and public == self.last_public:
+            return self.last
+        raise RejectedError("the secret of this node's key for masks is not here: it was replaced")
+
+    def __repr__(self) -> str:
+        return f"Key(of round {self.round})"
+
+
 class MaskLog:
     """The log in a folder of its own.
 
@@ -58,34 +97,49 @@ class MaskLog:
         self.folder = folder
         self._entropy = entropy
         self._known: dict[tuple[int, int], Logged | None] = {}
-        self._keys: dict[int, tuple[bytes, int]] = {}
+        self._keys: dict[int, Key] = {}
 
     # --- keys
 
-    def secret(self, run: int) -> bytes:
-        """The X25519 secret for a run; drawn when it is asked for the first time."""
-        return self._key(run)[0]
-
-    def sits_out(self, run: int, round_: int) -> bool:
-        """Whether this round is sat out, because the disk was restored in it."""
-        return self._key(run)[1] == round_
-
-    def rotate(self, run: int, *, sits_out: int) -> None:
-        """Draw a new secret, and sit out a round."""
-        self._put_key(run, self._entropy(SEED_BYTES), sits_out)
-
-    def _key(self, run: int) -> tuple[bytes, int]:
+    def key(self, run: int, round_: int, now_s: float) -> Key:
+        """The secrets of a run; the first one is drawn when it is asked for the first time."""
         if run not in self._keys:
             document = self._read(self._key_place(run))
             if document is None:
-                self._put_key(run, self._entropy(SEED_BYTES), -1)
+                self._put_key(run, Key(self._entropy(SEED_BYTES), round_, now_s))
             else:
-                self._keys[run] = from_hex(str(document["secret"]), size=SEED_BYTES), int(document["sits_out"])
+                self._keys[run] = _key(run, document)
         return self._keys[run]
 
-    def _put_key(self, run: int, secret: bytes, sits_out: int) -> None:
-        self._write(self._key_place(run), {"secret": to_hex(secret), "sits_out": sits_out})
-        self._keys[run] = secret, sits_out
+    def sits_out(self, run: int, round_: int) -> bool:
+        """Whether this round is sat out, because the disk was restored in it."""
+        place = self._key_place(run)
+        return (run in self._keys or place.exists()) and self.key(run, round_, 0.0).sits_out == round_
+
+    def rotate(self, run: int, round_: int, now_s: float) -> None:
+        """The disk was restored in this round: draw a new secret, forget the others, and sit the round out."""
+        self._put_key(run, Key(self._entropy(SEED_BYTES), round_, now_s, sits_out=round_))
+
+    def renew(self, run: int, round_: int, now_s: float) -> None:
+        """Draw a new secret, and keep the one before it until `forget`."""
+        before = self.key(run, round_, now_s)
+        self._put_key(run, replace(before, secret=self._entropy(SEED_BYTES), round=round_, since_s=now_s,
+                                   last=before.secret))  # fmt: skip
+
+    def forget(self, run: int) -> None:
+        """Erase the secret before this one."""
+        self._put_key(run, replace(self._keys[run], last=b""))
+
+    def _put_key(self, run: int, key: Key) -> None:
+        document = {
+            "secret": to_hex(key.secret),
+            "last": to_hex(key.last),
+            "round": key.round,
+            "since_s": key.since_s,
+            "sits_out": key.sits_out,
+        }
+        self._write(self._key_place(run), document)
+        self._keys[run] = key
 
     def _key_place(self, run: int) -> Path:
         return self.folder / f"key-{run}.json"
@@ -196,6 +250,19 @@ class MaskLog:
             sync_folder(self.folder)
         except OSError as error:
             raise StorageError(f"{place}, which holds masks of blind rounds, cannot be written: {error}") from error
+
+
+def _key(run: int, document: dict[str, Any]) -> Key:
+    try:
+        return Key(
+            from_hex(document["secret"], size=SEED_BYTES),
+            int(document["round"]),
+            float(document["since_s"]),
+            from_hex(document["last"]),
+            int(document["sits_out"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise StorageError(f"the key for masks of run {run} cannot be read: {error!r}") from error
 
 
 def _logged(attempt: int, document: dict[str, Any]) -> Logged:

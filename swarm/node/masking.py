@@ -18,6 +18,7 @@ from pathlib import Path
 
 from swarm.blind import (
     Confirm,
+    ForgetKey,
     Freeze,
     GiveShares,
     HaveMasks,
@@ -27,6 +28,7 @@ from swarm.blind import (
     MaskTerms,
     MaskUpdate,
     OpenBlob,
+    RenewKey,
     RevealMask,
     RevealTold,
     Rotate,
@@ -45,7 +47,7 @@ from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
 from swarm.merge.blind.blob import Blob, Held, blob_of, open_blob
 from swarm.merge.blind.encode import Encoding, Unfit, encode, exponents_of
-from swarm.merge.blind.keys import Attempt, Fresh, Keys, Seat, public_key
+from swarm.merge.blind.keys import Attempt, Fresh, Keys, Seat
 from swarm.merge.blind.merging import BadVector, BlindMerged, merge
 from swarm.merge.blind.unmask import (
     Frozen,
@@ -102,6 +104,7 @@ class Masking:
     Args:
         folder: this node's own, of which nothing is served.
         entropy: so many random bytes, from the operating system but in simulations.
+        clock: Unix seconds.
         transact: signs a call and waits until the ledger took it.
     """
 
@@ -113,6 +116,7 @@ class Masking:
         store: Store,
         folder: Path,
         entropy: Callable[[int], bytes],
+        clock: Callable[[], float],
         transact: Transact,
     ) -> None:
         self._me = me
@@ -120,6 +124,7 @@ class Masking:
         self._store = store
         self._folder = folder
         self._transact = transact
+        self._clock = clock
         self._chain_id = 0
         self.log = MaskLog(folder, entropy)
         self._serving = asyncio.Lock()
@@ -259,7 +264,7 @@ class Masking:
         self, run: Run, state: RoundState, veil: Veil, policy: Policy, now_s: float, *, attached: bool, complete: bool
     ) -> frozenset[MaskDuty]:
         """What this node owes now for the masks of the round."""
-        have = self._have(run, state, veil, attached=attached)
+        have = self._have(run, state, veil, now_s, attached=attached)
         return self._rule(state, veil.state, have, now_s, terms_of(policy), complete)
 
     def _rule(
@@ -286,8 +291,9 @@ class Masking:
             return False
         return isinstance(self._unmasking(state, veil), Unmasking)
 
-    def _have(self, run: Run, state: RoundState, veil: Veil, *, attached: bool) -> HaveMasks:
+    def _have(self, run: Run, state: RoundState, veil: Veil, now_s: float, *, attached: bool) -> HaveMasks:
         masks = veil.state
+        key = self.log.key(run.id, masks.round, now_s)
         logged = self.log.read(run.id, masks.attempt)
         unmasked = self._unmasking(state, veil) if masks.fixed_s else None
         lacking = None
@@ -296,7 +302,10 @@ class Masking:
         mine = [part for part in veil.told if not isinstance(part, RevealTold) and part.member == self._me]
         digest = logged.entry.masked if logged is not None else None
         return HaveMasks(
-            key=public_key(self.log.secret(run.id)),
+            key=key.public,
+            last_key=key.last_public,
+            key_rounds=masks.round - key.round,
+            key_age_s=now_s - key.since_s,
             entry=logged.entry if logged is not None and logged.seed else None,
             before=self.log.masked_before(run.id, masks.attempt),
             sits_out=self.log.sits_out(run.id, masks.round),
@@ -322,8 +331,13 @@ class Masking:
             case SetKey(key=key):
                 await self._transact(self._contracts.masks.set_key(run.id, key))
                 logger.info("run %d: this node's key for masks is on the ledger", run.id)
+            case RenewKey(round=round_):
+                self.log.renew(run.id, round_, self._clock())
+                logger.info("run %d round %d: a new key for masks, from the next attempt on", run.id, round_)
+            case ForgetKey():
+                self.log.forget(run.id)
             case Rotate(round=round_):
-                self.log.rotate(run.id, sits_out=round_)
+                self.log.rotate(run.id, round_, self._clock())
                 logger.warning(
                     "run %d round %d: the ledger knows what this node did in this round, its disk does not: was it "
                     "restored from a backup? It takes a new key and sits the round out", run.id, round_,
@@ -354,14 +368,19 @@ class Masking:
 
     def _secrets(self, run: Run, state: RoundState, masks: MaskState) -> tuple[Keys, Fresh]:
         attempt = self._attempt(state, run, masks)
-        keys = Keys(attempt, self._me, self.log.secret(run.id))
+        keys = self._keys(attempt, run, masks)
         return keys, Fresh.of(self.log.seed(run.id, masks.attempt), attempt)
+
+    def _keys(self, attempt: Attempt, run: Run, masks: MaskState) -> Keys:
+        seat = masks.seat(self._me)
+        assert seat is not None
+        return Keys(attempt, self._me, self.log.key(run.id, masks.round, self._clock()).secret_of(seat.key))
 
     async def _join(self, run: Run, state: RoundState, veil: Veil) -> None:
         masks = veil.state
         seed = self.log.seed(run.id, masks.attempt)
         attempt = self._attempt(state, run, masks)
-        keys = Keys(attempt, self._me, self.log.secret(run.id))
+        keys = self._keys(attempt, run, masks)
         blob = await asyncio.to_thread(blob_of, keys, Fresh.of(seed, attempt))
         digest = self._store.put(blob.encode())
         self.log.join(run.id, masks.attempt, seed, digest)

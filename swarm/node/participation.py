@@ -17,12 +17,14 @@ from typing import TypedDict
 
 from swarm.blind import (
     Confirm,
+    ForgetKey,
     Freeze,
     GiveShares,
     JoinMasks,
     MaskDuty,
     MaskUpdate,
     OpenBlob,
+    RenewKey,
     Return,
     RevealMask,
     Rotate,
@@ -161,6 +163,7 @@ class Participation:
             store=store,
             folder=scratch.parent / "blind",
             entropy=entropy,
+            clock=clock,
             transact=self.transact,
         )
         self.telling = Telling(contracts)
@@ -482,8 +485,8 @@ class Participation:
                 case Return(run=run):
                     await self.transact(self._contracts.join(run, self.efforts[run].leads))
                 case (
-                    SetKey() | Rotate() | JoinMasks() | OpenBlob() | Confirm() | Freeze() | MaskUpdate() | RevealMask()
-                    | GiveShares()
+                    SetKey() | RenewKey() | ForgetKey() | Rotate() | JoinMasks() | OpenBlob() | Confirm() | Freeze()
+                    | MaskUpdate() | RevealMask() | GiveShares()
                 ):  # fmt: skip
                     await self._unveil(duty)
                 case ReportMissing(run=run, round=round_, member=member):

@@ -33,7 +33,7 @@ def test_the_next_process_knows_what_was_written(tmp_path: Path) -> None:
     again = log(tmp_path).read(1, 5)
     assert again is not None
     assert (again.entry, again.seed) == (Entry(5, BLOB, VECTOR, SET), seed)
-    assert log(tmp_path).secret(1) == log(tmp_path).secret(1)
+    assert log(tmp_path).key(1, 0, 5.0) == log(tmp_path).key(1, 3, 9.0)
     assert log(tmp_path).read(1, 6) is None
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_masked_or_opened_that_was_never_joined(tmp_path: Path) -> No
 
 def test_only_the_owner_reads_it_and_seeds_of_attempts_that_are_over_are_erased(tmp_path: Path) -> None:
     first = log(tmp_path)
-    first.secret(1)
+    first.key(1, 0, 0.0)
     for attempt in range(KEPT_MAX + 5):
         first.join(1, attempt, first.seed(1, attempt), BLOB)
     first.join(2, 0, first.seed(2, 0), BLOB)
@@ -83,11 +83,35 @@ def test_only_the_owner_reads_it_and_seeds_of_attempts_that_are_over_are_erased(
 
 def test_a_new_key_after_a_restore_sits_its_round_out(tmp_path: Path) -> None:
     first = log(tmp_path)
-    before = first.secret(1)
-    first.rotate(1, sits_out=3)
+    before = first.key(1, 3, 50.0)
+    first.rotate(1, 3, 60.0)
     again = log(tmp_path)
-    assert again.secret(1) not in (before, b"")
-    assert (again.sits_out(1, 3), again.sits_out(1, 4)) == (True, False)
+    assert again.key(1, 3, 70.0).secret not in (before.secret, b"")
+    assert (again.key(1, 4, 70.0).since_s, again.key(1, 4, 70.0).last) == (60.0, b"")
+    assert (again.sits_out(1, 3), again.sits_out(1, 4), again.sits_out(2, 3)) == (True, False, False)
+
+
+def test_a_renewed_key_keeps_the_one_before_it_until_that_is_forgotten(tmp_path: Path) -> None:
+    first = log(tmp_path)
+    before = first.key(1, 3, 50.0)
+    first.renew(1, 103, 90.0)
+    key = log(tmp_path).key(1, 103, 95.0)
+    assert (key.round, key.since_s, key.last) == (103, 90.0, before.secret)
+    assert (key.secret_of(before.public), key.secret_of(key.public)) == (before.secret, key.secret)
+    first.forget(1)
+    key = log(tmp_path).key(1, 103, 95.0)
+    assert (key.last, key.last_public, first.key(1, 103, 95.0)) == (b"", b"", key)
+    assert before.secret.hex() not in (tmp_path / "blind" / "key-1.json").read_text()
+    with pytest.raises(RejectedError, match="it was replaced"):
+        key.secret_of(before.public)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b'{"secret": "0x00"}', b"\xff" * 9])
+def test_a_damaged_key_is_said_and_never_drawn_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "blind").mkdir()
+    (tmp_path / "blind" / "key-1.json").write_bytes(content)
+    with pytest.raises(StorageError):
+        log(tmp_path).key(1, 0, 0.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"seed": "0x"}', b'{"seed": "zz", "blob": 1}', b"\xff" * 100])

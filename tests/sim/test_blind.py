@@ -32,6 +32,22 @@ def test_a_disk_restored_right_after_its_submission_was_seen_masks_nothing_twice
         assert not run(plan).failure
 
 
+def test_keys_that_are_replaced_every_round_lose_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = Plan(1, rounds=3, quick_s=8.0)
+    before = run(quiet)
+    monkeypatch.setattr("swarm.blind.KEY_ROUNDS_MAX", 0)
+    often = run(quiet)
+    assert not often.failure
+    assert (before.counts["KeySet"], often.counts["KeySet"]) == (4, 16)
+    assert often.counts["closed with a sum"] == before.counts["closed with a sum"] == often.counts["AttemptFrozen"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_keys_are_replaced_among_all_troubles(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swarm.blind.KEY_ROUNDS_MAX", 0)
+    assert not run(draw(seed)).failure
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
