@@ -47,7 +47,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "base58": ("swarm/identity.py", "swarm/net"),
     "aiohttp": ("swarm/ledger",),  # links to other networks' nodes, and what web3's HTTP provider raises
     "web3": ("swarm/ledger", "swarm/node", "swarm/cli"),
-    "starlette": ("swarm/ledger/web.py",),
+    "starlette": tuple(f"swarm/ledger/web{part}.py" for part in ("", "_guard", "_metrics", "_server")),
     "uvicorn": ("swarm/ledger/web_server.py",),
     "h11": ("swarm/ledger/web_server.py",),
     "websockets": ("swarm/ledger/web_server.py",),

@@ -160,6 +160,13 @@ def elsewhere(external: Mapping[str, Any]) -> str:
     )
 
 
+def served(seen: Mapping[str, Any]) -> str:
+    """Where others read this node: its ledger, or its metrics alone where the ledger is somebody else's."""
+    if "external" in seen:
+        return f"metrics   {escape(seen['external'].get('metrics') or NOT_SERVED)}"
+    return f"JSON-RPC  {escape(seen.get('rpc') or NOT_SERVED)}"
+
+
 def view(seen: Mapping[str, Any]) -> RenderableType:
     """A node's status as a person reads it."""
     names = {member["address"]: member["name"] for member in seen["members"]}
@@ -177,7 +184,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
         f"ledger    block {seen['height']}, {ago(age_s)}{late} (chain {seen['chain_id']})\n"
         f"          {stands}\n"
         + "".join(f"          {escape(line)}\n" for line in absences(seen))
-        + f"JSON-RPC  {escape(seen.get('rpc') or NOT_SERVED)}\n"
+        + f"{served(seen)}\n"
     )
     members = screen.table(
         "member",

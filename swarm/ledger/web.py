@@ -1,7 +1,7 @@
 """The ledger's JSON-RPC for strangers: an ASGI app that answers HTTP and WebSocket at `/` and bounds what each costs.
 
-Ethereum's methods are `rpc`'s, the envelope `jsonrpc`'s, sockets `web_server`'s. Who may ask: whoever reaches the port,
-except web pages of origins that the site does not name.
+Ethereum's methods are `rpc`'s, the envelope `jsonrpc`'s, sockets `web_server`'s; who may ask, and how often, is
+`web_guard`'s.
 """
 
 from __future__ import annotations
@@ -9,20 +9,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from swarm.config import RpcConfig
@@ -32,6 +29,8 @@ from swarm.ledger import jsonrpc
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.rpc import Limits, Rpc, RpcError, answered
 from swarm.ledger.rpc_news import Arrivals, Filters, Subscriptions
+from swarm.ledger.web_guard import Buckets, Guard, client_of, refusal
+from swarm.ledger.web_metrics import MetricsPage
 
 logger = logging.getLogger(__name__)
 
@@ -39,36 +38,6 @@ ANSWER_MAX_BYTES = 32 << 20
 """A whole block with its transactions has at most half of it."""
 BODY_S = 20.0
 """How long a request's body may take to arrive."""
-COST_S = 0.002
-"""What an answer may take before it counts as more than one request: the view of a round takes as much."""
-CLIENTS_KEPT = 1024
-
-
-class Buckets:
-    """Token buckets, one a client: it gets `rate` requests a second and may save up two seconds' worth.
-
-    Source: the token bucket of ITU-T I.371, with debts: what an answer took is known when it is given.
-    """
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait_s(self, client: str, now_s: float) -> float:
-        """How long until a client may ask again; 0 if it may now."""
-        return max(0.0, (1 - self._tokens(client, now_s)) / self._rate)
-
-    def spend(self, client: str, requests: float, now_s: float) -> None:
-        """Take note of what a client used."""
-        self._left[client] = (self._tokens(client, now_s) - requests, now_s)
-        self._left.move_to_end(client)
-        if len(self._left) > CLIENTS_KEPT:
-            self._left.popitem(last=False)
-
-    def _tokens(self, client: str, now_s: float) -> float:
-        full = 2 * self._rate
-        left, then_s = self._left.get(client, (full, now_s))
-        return min(full, left + (now_s - then_s) * self._rate)
 
 
 class Web:
@@ -98,11 +67,10 @@ class Web:
         self._filters = Filters(ledger, self._rpc, self._arrivals)
         self._buckets = Buckets(config.requests_s)
         self._happened = asyncio.Event()
-        self.metrics: Callable[[], bytes] | None = None
-        """What `/metrics` answers, in Prometheus's text format; None: nothing."""
+        self.metrics = MetricsPage(config, self._buckets, clock)
         routes = [
             Route("/", self._post, methods=["POST"]),
-            Route("/metrics", self._measured, methods=["GET"]),
+            Route("/metrics", self.metrics.answer, methods=["GET"]),
             WebSocketRoute("/", self._websocket),
         ]
         cors = Middleware(
@@ -112,6 +80,11 @@ class Web:
             routes=routes, middleware=[cors] if config.origins else [], exception_handlers={HTTPException: _elsewhere}
         )
         self.app: ASGIApp = Guard(app, config)
+
+    @property
+    def shows(self) -> str:
+        """What whoever reaches it reads."""
+        return "the whole ledger"
 
     # --- what happened
 
@@ -127,41 +100,20 @@ class Web:
 
     # --- HTTP
 
-    async def _measured(self, request: Request) -> Response:
-        client = _client(request)
-        if not (self.config.metrics or _is_loopback(client)):
-            return Response("metrics are for this machine: `metrics = true` in [rpc] shows them to others\n", 403)
-        if self.metrics is None:
-            raise HTTPException(404)
-        if refusal := self._refused(client):
-            return refusal
-        begun_s = self._clock()
-        text = self.metrics()
-        now_s = self._clock()
-        self._buckets.spend(client, max(1.0, (now_s - begun_s) / COST_S), now_s)
-        return Response(text, media_type="text/plain; version=0.0.4")
-
-    def _refused(self, client: str) -> Response | None:
-        wait_s = self._buckets.wait_s(client, self._clock())
-        if not wait_s:
-            return None
-        retry = {"retry-after": str(int(wait_s) + 1)}
-        return _refusal(429, jsonrpc.LIMIT_EXCEEDED, self._too_often(client, wait_s), retry)
-
     async def _post(self, request: Request) -> Response:
-        client = _client(request)
-        if refusal := self._refused(client):
-            return refusal
+        client = client_of(request)
+        if refused := self._buckets.refused(client, self._clock()):
+            return refused
         try:
             async with asyncio.timeout(BODY_S):
                 body = await self._body(request)
         except TimeoutError:
-            return _refusal(408, jsonrpc.INVALID_REQUEST, f"the request had not arrived after {BODY_S:.0f} s", _CLOSE)
+            return refusal(408, jsonrpc.INVALID_REQUEST, f"the request had not arrived after {BODY_S:.0f} s", _CLOSE)
         except ClientDisconnect:
             return Response(status_code=400)
         if body is None:
             most = self.config.body_max_bytes
-            return _refusal(
+            return refusal(
                 413, jsonrpc.INVALID_REQUEST, f"a request has at most {most} bytes: send less at a time", _CLOSE
             )
         answer = await self.answer(body, client, None)
@@ -201,7 +153,7 @@ class Web:
                 raise end
 
     async def _converse(self, websocket: WebSocket, subscriptions: Subscriptions, turn: asyncio.Lock) -> None:
-        client = _client(websocket)
+        client = client_of(websocket)
         while True:
             message = await websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -249,7 +201,7 @@ class Web:
         for item in items:
             wait_s = self._buckets.wait_s(client, self._clock())
             if wait_s:
-                late = RpcError(jsonrpc.LIMIT_EXCEEDED, self._too_often(client, wait_s))
+                late = self._buckets.too_often(client, wait_s)
                 answer = jsonrpc.failure(jsonrpc.id_of(item), late)
             elif size > ANSWER_MAX_BYTES:
                 answer = jsonrpc.failure(jsonrpc.id_of(item), _too_large())
@@ -280,7 +232,7 @@ class Web:
             )
             answer = "" if told else jsonrpc.failure(jsonrpc.id_of(item), error)
         now_s = self._clock()
-        self._buckets.spend(client, max(1.0, (now_s - begun_s) / COST_S), now_s)
+        self._buckets.spend_time(client, now_s - begun_s, now_s)
         return answer
 
     def _call(self, method: str, params: Any, client: str, subscriptions: Subscriptions | None) -> Any:
@@ -321,71 +273,8 @@ class Web:
             methods |= {"eth_subscribe": subscriptions.new, "eth_unsubscribe": subscriptions.end}
         return methods
 
-    def _too_often(self, client: str, wait_s: float) -> str:
-        return f"{client} asked for more than {self.config.requests_s} requests a second: ask again in {wait_s:.1f} s"
-
-
-class Guard:
-    """Refuses what a web page of a stranger makes a browser send: other origins, and names that are not this node's.
-
-    Source: DNS rebinding, Jackson et al. 2007: a page's own name is made to point here. An IP address cannot be.
-    """
-
-    def __init__(self, app: ASGIApp, config: RpcConfig) -> None:
-        self._app = app
-        self._hosts = {"localhost", *(name.lower() for name in config.hosts)}
-        self._origins = set(config.origins)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] not in ("http", "websocket"):
-            return
-        fault = self._fault(HTTPConnection(scope))
-        try:
-            if fault is None:
-                await self._app(scope, receive, send)
-            elif scope["type"] == "websocket":
-                await WebSocket(scope, receive, send).close(1008, fault)
-            else:
-                await _refusal(403, jsonrpc.INVALID_REQUEST, fault)(scope, receive, send)
-        except Exception:
-            logger.exception("a request could not be answered")
-            raise
-
-    def _fault(self, connection: HTTPConnection) -> str | None:
-        host = _name_of(connection.headers.get("host", ""))
-        if host not in self._hosts and not _is_address(host):
-            return f"this node is not called {host[:64]!r}: use its IP address, or name it among `hosts` in [rpc]"
-        origin = connection.headers.get("origin")
-        if origin is not None and origin not in self._origins and "*" not in self._origins:
-            return f"pages of {origin[:64]!r} may not ask this node: name them among `origins` in [rpc]"
-        return None
-
 
 _CLOSE = {"connection": "close"}
-
-
-def _client(connection: HTTPConnection) -> str:
-    return connection.client.host if connection.client else "?"
-
-
-def _name_of(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(client: str) -> bool:
-    return _is_address(client) and ip_address(client).is_loopback
 
 
 def _too_large() -> RpcError:
@@ -394,13 +283,8 @@ def _too_large() -> RpcError:
     )
 
 
-def _refusal(status: int, code: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    text = jsonrpc.failure(None, RpcError(code, message))
-    return Response(text, status, headers, media_type="application/json")
-
-
 def _elsewhere(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return _refusal(
+    return refusal(
         status, jsonrpc.INVALID_REQUEST, "this is Ethereum JSON-RPC: POST to /, or open a WebSocket on /", _CLOSE
     )

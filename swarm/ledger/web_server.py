@@ -1,4 +1,4 @@
-"""`web`'s app on a socket: uvicorn within the node's event loop, and what a stranger's connection may cost it.
+"""An app of `web` or `web_metrics` on a socket: uvicorn in the node's event loop, and what a stranger may cost it.
 
 A connection costs a bounded amount of memory and, idle or stuck, a bounded time: a request's head has `HEAD_S` to
 arrive, an idle connection `IDLE_S` to ask again, and bytes on their way out `STALL_S` to be taken.
@@ -12,16 +12,19 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
+from typing import Protocol
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.lifespan.off import LifespanOff
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from swarm.config import RpcConfig
 from swarm.errors import ConfigError
-from swarm.ledger.web import Web
+from swarm.ledger.web_metrics import MetricsPage
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,29 @@ STOP_S = 1
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+class Served(Protocol):
+    """What listens: `Web`, or `MetricsAlone`."""
+
+    config: RpcConfig
+    app: ASGIApp
+    metrics: MetricsPage
+
+    def notify(self) -> None:
+        """There is another block."""
+
+    @property
+    def shows(self) -> str:
+        """What whoever reaches the address reads; empty for nothing."""
+
+
 class Server:
-    """The app of a `Web`, listening.
+    """An app, listening.
 
     Args:
         next_block: returns when the ledger has another block than now.
     """
 
-    def __init__(self, web: Web, next_block: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, web: Served, next_block: Callable[[], Awaitable[None]]) -> None:
         self.web = web
         self._next_block = next_block
         self._socket: socket.socket | None = None
@@ -84,8 +102,8 @@ class Server:
         self._uvicorn.lifespan = LifespanOff(config)
         await self._uvicorn.startup(sockets=[self._socket])
         self._tasks = [asyncio.create_task(self._uvicorn.main_loop()), asyncio.create_task(self._follow())]
-        if not ip_address(self.web.config.host).is_loopback:
-            logger.warning("%s: whoever reaches this address reads the whole ledger", self.url)
+        if self.web.shows and not ip_address(self.web.config.host).is_loopback:
+            logger.warning("%s: whoever reaches this address reads %s", self.url, self.web.shows)
 
     async def close(self) -> None:
         """Hang up on everybody and stop listening."""

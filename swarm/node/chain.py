@@ -29,6 +29,9 @@ class Chain(Protocol):
             UnavailableError: it does not answer.
         """
 
+    def show_metrics(self, metrics: Callable[[], bytes]) -> None:
+        """Answer `/metrics` with this where the site's `[rpc]` says; before `start`."""
+
     def run(self) -> None:
         """Begin to follow, and to vote where this node does; call when the transport runs."""
 

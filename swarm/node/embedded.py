@@ -85,7 +85,7 @@ class EmbeddedChain:
     def show_metrics(self, metrics: Callable[[], bytes]) -> None:
         """Answer `/metrics` with this where JSON-RPC is served; before `start`."""
         if self.server is not None:
-            self.server.web.metrics = metrics
+            self.server.web.metrics.text = metrics
 
     async def start(self, on_block: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
         """Serve the ledger's protocols; ConfigError: others cannot read it at the address that the site names."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from web3 import AsyncWeb3
 from web3.types import RPCEndpoint
 
-from swarm.config import SwarmConfig
+from swarm.config import RpcConfig, SwarmConfig
 from swarm.encoding import short, to_hex
 from swarm.errors import RejectedError, UnavailableError
 from swarm.identity import checksum
@@ -23,6 +24,9 @@ from swarm.ledger.database import lock_folder
 from swarm.ledger.endpoint import NO_ANSWER
 from swarm.ledger.external import Counted, ExternalNetwork, Head, counted, places_of
 from swarm.ledger.rpc import RpcError
+
+if TYPE_CHECKING:
+    from swarm.ledger.web_server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +44,13 @@ class ExternalChain:
     Args:
         url: of the endpoint; a site may have its own.
         folder: one node at a time runs on it.
+        rpc: where `/metrics` is served; None: nowhere.
     Raises:
         ConfigError: the settings do not say where the contracts are, or another node runs on the folder.
         StorageError: the folder cannot be written.
     """
 
-    def __init__(self, config: SwarmConfig, url: str, folder: Path) -> None:
+    def __init__(self, config: SwarmConfig, url: str, folder: Path, *, rpc: RpcConfig | None = None) -> None:
         assert config.external is not None
         self._config = config
         self._url = url
@@ -71,11 +76,28 @@ class ExternalChain:
         self._answered_s = 0.0
         self._touched = True
         self._follower: asyncio.Task[None] | None = None
+        self._server = None if rpc is None else self._metrics_server(rpc)
         self._tell_block: Callable[[], None] | None = None
         self._tell_failure: Callable[[BaseException], None] | None = None
 
+    def _metrics_server(self, config: RpcConfig) -> Server:
+        from swarm.ledger.web_metrics import MetricsAlone  # a fifth of a second, for those who serve
+        from swarm.ledger.web_server import Server
+
+        return Server(MetricsAlone(config, clock=time.monotonic), self.next_block)
+
+    def show_metrics(self, metrics: Callable[[], bytes]) -> None:
+        """Answer `/metrics` with this, where the site has `[rpc]`; before `start`."""
+        if self._server is not None:
+            self._server.web.metrics.text = metrics
+
     async def start(self, on_block: Callable[[], None], on_failure: Callable[[BaseException], None]) -> None:
-        """Check the chain, the contracts' code and the founders; an endpoint that is away is waited for a while."""
+        """Check the chain, the contracts' code and the founders; an endpoint that is away is waited for a while.
+
+        Raises:
+            ConfigError: it is another chain, or `/metrics` cannot be served where the site says.
+            UnavailableError: no answer.
+        """
         self._tell_block, self._tell_failure = on_block, on_failure
         clock = asyncio.get_running_loop().time
         until_s = clock() + START_S
@@ -89,6 +111,8 @@ class ExternalChain:
                     raise UnavailableError(f"no answer from the chain at {shown(self._url)}: {error}") from error
                 await asyncio.sleep(POLL_S)
         assert self._counted is not None
+        if self._server is not None:
+            await self._server.start()
         logger.info(
             "chain %d at %s: block %d counts (%s)",
             self._config.chain_id,
@@ -103,6 +127,8 @@ class ExternalChain:
 
     async def stop(self) -> None:
         """Stop following."""
+        if self._server is not None:
+            await self._server.close()
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
@@ -163,6 +189,7 @@ class ExternalChain:
                 "head": self._head.number,
                 "confirmations": self._confirmations,
                 "answers": self.caught_up,
+                "metrics": None if self._server is None else f"{self._server.url}/metrics",
                 "consortium": checksum(self._places.consortium),
                 "runs": checksum(self._places.runs),
                 "blind": checksum(self._places.blind),

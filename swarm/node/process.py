@@ -78,8 +78,9 @@ def _chain(site: SiteConfig, swarm: SwarmConfig, identity: Identity, transport: 
     """The members' own ledger on this site's disk, or somebody else's chain, as `swarm.toml` says."""
     if swarm.external is not None:
         if site.rpc is not None:
-            logger.info("[rpc] of %s is left aside: the chain's own nodes serve it", site.path.name)
-        return ExternalChain(swarm, site.endpoint or swarm.external.endpoint, site.folder / "external")
+            logger.info("[rpc] of %s serves /metrics alone: the chain's own nodes serve JSON-RPC", site.path.name)
+        endpoint = site.endpoint or swarm.external.endpoint
+        return ExternalChain(swarm, endpoint, site.folder / "external", rpc=site.rpc)
     ledger = Ledger.open(site.folder / "ledger", Genesis.of(swarm), archive=site.archive)
     return EmbeddedChain(
         identity=identity,
@@ -96,8 +97,7 @@ async def serve(
 ) -> None:
     """Run the site's node until it is told to stop (SIGTERM, SIGINT) or cannot go on."""
     node = open_node(site, swarm, identity, participation=participation)
-    if isinstance(node.chain, EmbeddedChain):
-        node.chain.show_metrics(Metrics(node).text)
+    node.chain.show_metrics(Metrics(node).text)
     control = Control(node, site.socket)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

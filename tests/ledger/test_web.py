@@ -19,12 +19,13 @@ import pytest
 from swarm.config import RpcConfig
 from swarm.encoding import keccak256, to_hex
 from swarm.errors import StorageError
-from swarm.ledger import rpc_news, web
+from swarm.ledger import rpc_news, web, web_guard
 from swarm.ledger.abi import interface
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.ledger.rpc_news import Subscriptions
-from swarm.ledger.web import Buckets, Web
+from swarm.ledger.web import Web
+from swarm.ledger.web_guard import Buckets
 from tests.ledger import world
 from tests.ledger.served import OPEN_RPC
 from tests.ledger.world import OPERATORS
@@ -281,7 +282,7 @@ async def test_an_answer_counts_by_the_time_it_took(
     client.configure(replace(OPEN_RPC, requests_s=10))
 
     def slow(*_: Any) -> int:
-        clock.now_s += 17.5 * web.COST_S
+        clock.now_s += 17.5 * web_guard.COST_S
         return 0
 
     monkeypatch.setattr(ledger, "balance", slow)
@@ -352,7 +353,7 @@ def test_a_bucket_fills_with_time_and_forgets_the_clients_it_saw_first() -> None
     assert buckets.wait_s("a", 1000) == 0
     buckets.spend("a", 4, 1000)
     assert buckets.wait_s("a", 1000) == 0.5, "what is saved up is bounded"
-    for number in range(web.CLIENTS_KEPT):
+    for number in range(web_guard.CLIENTS_KEPT):
         buckets.spend(str(number), 1, 1000)
     assert buckets.wait_s("a", 1000) == 0
 

@@ -16,6 +16,7 @@ from swarm.ledger.abi import interface
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from tests.ledger.anvil import CHAIN, Anvil
 from tests.node.hospitals import Hospitals
+from tests.node.test_metrics import scraped
 
 NAMES = ["north", "east", "south", "west"]
 
@@ -64,6 +65,10 @@ def test_four_nodes_train_one_model_on_a_chain_of_somebody_else(tmp_path: Path, 
         assert "somebody else's chain" in hospitals.swarm("status", str(hospitals.sites["west"]))
         seen = json.loads(hospitals.swarm("status", str(hospitals.sites["west"]), "--json"))
         assert seen["external"]["answers"]
+        measured = scraped(seen["external"]["metrics"].removesuffix("/metrics"))
+        assert measured["swarm_height"][""] > 3
+        assert measured["swarm_run_round"] == {"test": 4}
+        assert measured["swarm_peer_connected"] == dict.fromkeys(set(NAMES) - {"west"}, 1)
         assert "code and founders checked" in hospitals.swarm("deploy", str(hospitals.sites["south"]))
         hospitals.stop()
         verdict = hospitals.swarm("audit", str(hospitals.folder))
