@@ -25,12 +25,13 @@ from tests.net.kit import identity
 async def carry(plan: dict[str, Any]) -> None:
     store = Store(Path(plan["folder"]), 4 << 30, durable=False)
     relay = RelayConfig() if plan["relays"] else None
-    transport = Libp2pTransport(identity(plan["number"]), plan["listen"], ping_s=2.0, relay=relay)
+    transport = Libp2pTransport(identity(plan["number"]), plan["listen"], ping_s=plan["ping_s"], relay=relay)
     serve_objects(transport, store, lambda member, digest: True)
     await transport.start()
     transport.set_members({identity(int(n)).address: endpoint for n, endpoint in plan["members"].items()})
     print("listens", flush=True)
     if plan["wanted"]:
+        await asyncio.sleep(plan["idle_s"])
         digest, began_s = from_hex(plan["wanted"], size=32), time.monotonic()
         sources = tuple(identity(number).address for number in plan["sources"])
         while not store.has(digest):
@@ -38,8 +39,10 @@ async def carry(plan: dict[str, Any]) -> None:
                 await pull(transport, store, digest, sources, size_max=4 << 30)
             except UnavailableError:
                 await asyncio.sleep(0.3)
-        received = sum(traffic.received_bytes for traffic in transport.meter.peers.values())
-        print(json.dumps({"seconds": time.monotonic() - began_s, "received": received}), flush=True)
+        told = {"seconds": time.monotonic() - began_s}
+        for name in ("received_bytes", "connections", "lost", "requests_failed"):
+            told[name] = sum(getattr(traffic, name) for traffic in transport.meter.peers.values())
+        print(json.dumps(told), flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     await transport.close()
 

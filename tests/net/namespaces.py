@@ -29,6 +29,27 @@ class Line:
     """False: a firewall or NAT lets no connection in, only out."""
     nat: bool = False
     """Its own address is another than the one that others see; implies no `inbound`."""
+    forgets_s: int = 0
+    """A firewall, the kernel's own, forgets a connection that carries nothing for so long, tells nobody, and from then
+    on drops what belongs to it; lets no connection in. 0: there is none."""
+
+
+FIREWALL = """
+table ip firewall {
+    chain in {
+        type filter hook input priority 0; policy drop;
+        iif "lo" accept
+        ct state established accept
+    }
+    chain out {
+        type filter hook output priority 0; policy drop;
+        oif "lo" accept
+        ct state established accept
+        ct state new accept
+    }
+}
+"""
+"""What is not of a connection that the table knows is dropped, both ways (with `tcp_loose` = 0, see below)."""
 
 
 @cache
@@ -54,6 +75,8 @@ class Internet:
     def __init__(self, lines: dict[str, Line], *, seed: int = 0) -> None:
         if reason := why_not():
             pytest.skip(reason)
+        if any(line.forgets_s for line in lines.values()) and shutil.which("nft") is None:
+            pytest.skip("there is no `nft` (Debian: nftables)")
         self.names = list(lines)
         self._lines = lines
         self._seed = seed
@@ -78,6 +101,9 @@ class Internet:
         assert self._router.stdout is not None
         self._router.stdin.write(json.dumps({"seed": self._seed, "sites": sites}) + "\n")
         assert self._router.stdout.readline() == "ready\n"
+        for name, line in self._lines.items():
+            if line.forgets_s:
+                self._fence(name, line.forgets_s)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,6 +129,12 @@ class Internet:
         self._router.stdin.write(json.dumps(wanted) + "\n")
         found: dict[str, Any] = json.loads(self._router.stdout.readline())
         return found
+
+    def _fence(self, name: str, forgets_s: int) -> None:
+        kept = "/proc/sys/net/netfilter/nf_conntrack_tcp"
+        settings = f"echo 0 > {kept}_loose && echo {forgets_s} > {kept}_timeout_established"
+        subprocess.run(self.inside(name, ["sh", "-c", settings]), check=True)
+        subprocess.run(self.inside(name, ["nft", "-f", "-"]), input=FIREWALL, text=True, check=True)
 
     def _namespace(self, name: str) -> str:
         return f"swarm-{os.getpid()}-{name}"
