@@ -407,6 +407,45 @@ def test_a_sites_key_is_the_one_that_was_agreed(tmp_path: Path) -> None:
         check_site(site, swarm, identity(2))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "rotated_from", "words"),
+    [
+        ("hospital-1", 9, 2, "was founded with 0x"),  # another member's first key
+        ("hospital-1", 9, 8, "was founded with 0x"),  # nobody's
+        ("hospital-1", 1, 1, "which is the key in"),  # the keystore is still the old one
+        ("hospital-1", 1, 9, "was founded with 0x"),  # the two the wrong way round
+        ("hospital-1", 2, 1, "is that of hospital-2"),
+        ("hospital-9", 8, 9, "has no member called hospital-9"),
+    ],
+)
+def test_a_key_that_was_rotated_is_held_against_what_was_agreed(
+    tmp_path: Path, name: str, key: int, rotated_from: int, words: str
+) -> None:
+    swarm = load_swarm(write_swarm(tmp_path, members=[member(1), member(2)]))
+    site = load_site(write_site(tmp_path, name=name, rotated_from=checksum(identity(rotated_from).address)))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(site.path))}: .*{words}"):
+        check_site(site, swarm, identity(key))
+
+
+def test_a_founder_starts_with_the_key_that_replaced_its_first_one(tmp_path: Path) -> None:
+    swarm = load_swarm(write_swarm(tmp_path))
+    site = load_site(write_site(tmp_path, rotated_from=checksum(identity(1).address)))
+    assert check_site(site, swarm, identity(9)) is None
+
+
+@pytest.mark.parametrize("text", ["hospital-1", "0x12", "0x" + "z" * 40, ""])
+def test_a_rotated_key_is_named_by_its_address(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rotated_from = {text!r}, but an address belongs there"):
+        load_site(write_site(tmp_path, rotated_from=text))
+
+
+def test_a_rotated_key_whose_keystore_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWARM_PASSWORD", "secret")
+    site = load_site(write_site(tmp_path, keystore="keys/new.json", rotated_from=checksum(identity(1).address)))
+    with pytest.raises(ConfigError, match=r"keys/new\.json"):
+        site.identity()
+
+
 def test_keys_open_with_the_password_of_the_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

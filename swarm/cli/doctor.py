@@ -76,6 +76,8 @@ async def examine(path: Any) -> list[Check]:
     except ConfigError as error:
         return [Check("settings and key", str(error), False, "correct the file, or name the right one")]
     role = "a founder" if member is not None else "no founder: admitted later, or not yet"
+    if site.rotated_from is not None:
+        role = f"in the place of {short(site.rotated_from)}, if the ledger says so"
     checks = [Check("settings and key", f"{site.name} is {short(identity.address)}, {role}", True), *_local(site)]
     if site.proxy is not None:
         checks.append(await _proxy(site.proxy))

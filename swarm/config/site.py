@@ -232,22 +232,55 @@ def _relay(table: Mapping[str, Any], path: Path) -> RelayConfig:
 
 
 def check_site(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> MemberConfig | None:
-    """The founding member that this site is, or None if it was admitted later.
+    """The founding member that this site is, or None if it was admitted later, or its operator has replaced its key.
 
     Raises:
-        ConfigError: the site's name stands in `swarm.toml` with another key.
+        ConfigError: the site's name stands in `swarm.toml` with another key, or `rotated_from` names a key that this
+            site never had.
     """
     from swarm.identity import checksum
 
-    for member in swarm.members:
-        if member.name == site.name and member.address not in (identity.address, site.rotated_from):
-            raise ConfigError(
-                f"{site.path}: the key in {site.keystore} is {checksum(identity.address)}, but {site.swarm} says that "
-                f"{site.name} is {checksum(member.address)}; name that "
-                f"member's keystore, or the swarm.toml it belongs to; if the operator replaced its key, say so in "
-                f'{site.path.name}: rotated_from = "{checksum(member.address)}"'
-            )
+    founder = next((member for member in swarm.members if member.name == site.name), None)
+    if site.rotated_from is not None:
+        _check_rotated(site, swarm, identity)
+    elif founder is not None and founder.address != identity.address:
+        raise ConfigError(
+            f"{site.path}: the key in {site.keystore} is {checksum(identity.address)}, but {site.swarm} says that "
+            f"{site.name} is {checksum(founder.address)}; name that "
+            f"member's keystore, or the swarm.toml it belongs to; if the operator replaced its key, say so in "
+            f'{site.path.name}: rotated_from = "{checksum(founder.address)}"'
+        )
     return next((member for member in swarm.members if member.address == identity.address), None)
+
+
+def _check_rotated(site: SiteConfig, swarm: SwarmConfig, identity: Identity) -> None:
+    """Hold `rotated_from` against `swarm.toml`; that the new key is the member's now, only the ledger says."""
+    from swarm.identity import checksum
+
+    assert site.rotated_from is not None
+    founder = next((member for member in swarm.members if member.name == site.name), None)
+    said = f"{site.path}: rotated_from = {checksum(site.rotated_from)!r}"
+    if founder is None:
+        raise ConfigError(
+            f"{said}, but {site.swarm} has no member called {site.name}; who was admitted later is known by the ledger "
+            "alone: take the line out, or correct `name`"
+        )
+    if site.rotated_from != founder.address:
+        raise ConfigError(
+            f"{said}, but {site.swarm} says that {site.name} was founded with {checksum(founder.address)}: that one "
+            "belongs there, however often the key was replaced since; or take the line out if it never was"
+        )
+    if identity.address == founder.address:
+        raise ConfigError(
+            f"{said}, which is the key in {site.keystore} itself; name the keystore of the key that replaced it, or "
+            "take the line out"
+        )
+    other = next((member.name for member in swarm.members if member.address == identity.address), None)
+    if other is not None:
+        raise ConfigError(
+            f"{site.path}: the key in {site.keystore} is that of {other} by {site.swarm}; name the keystore of the key "
+            f"that replaced {site.name}'s"
+        )
 
 
 _SPEEDS = {"kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9, "kbit/s": 125.0, "Mbit/s": 125e3, "Gbit/s": 125e6}

@@ -97,10 +97,12 @@ class Node:
         self.chain.run()
         self.participation.run()
         if self.identity.address not in {member.address for member in self.members}:
+            named = next((member.address for member in self.members if member.name == self.name), None)
             logger.warning(
-                "%s is no member by this node's ledger (height %d): the others hang up unless theirs says so",
+                "%s is no member by this node's ledger (height %d)%s: the others hang up unless theirs says so",
                 checksum(self.identity.address),
                 self.chain.height,
+                "" if named is None else f", by which {self.name} is {checksum(named)}",
             )
         logger.info("height %d: %s listens, %d members", self.chain.height, self.name, len(self.members))
 
