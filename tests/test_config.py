@@ -407,6 +407,20 @@ def test_a_sites_key_is_the_one_that_was_agreed(tmp_path: Path) -> None:
         check_site(site, swarm, identity(2))
 
 
+@pytest.mark.parametrize("table", ["site", "rpc", "relay"])
+def test_every_setting_of_a_site_stands_in_the_reference(tmp_path: Path, table: str) -> None:
+    path = write_site(tmp_path)
+    text = path.read_text() if table == "site" else f"{path.read_text()}\n[{table}]\n"
+    path.write_text(text + "nonsense = 1\n")
+    with pytest.raises(ConfigError) as refused:
+        load_site(path)
+    names = str(refused.value).partition("there are ")[2].split(", ")
+    assert len(names) > 2
+    reference = (Path(__file__).parents[1] / "swarm" / "config" / "README.md").read_text()
+    part = reference.partition(f"| `[{table}]` |")[2].partition("\n\n")[0]
+    assert [name for name in names if f"`{name}`" not in part] == []
+
+
 @pytest.mark.parametrize(
     ("name", "key", "rotated_from", "words"),
     [
