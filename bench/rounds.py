@@ -41,6 +41,8 @@ from swarm.merge import Schema, Tensor, write_file
 
 ROUNDS_MIN, WRITTEN_MB = 4, 1_600
 """How many rounds are measured of a model that is large for the disk: every node keeps all updates of a round."""
+STORED_ROUNDS, STORE_SPARE_BYTES = 2, 64 << 20
+"""A node's store is full after so many rounds, as any is after some weeks: what comes takes the place of what goes."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,13 @@ def memcpy_seconds(parameters: int) -> float:
     return statistics.median(times)
 
 
-def measure(members: int, megabytes: float, rounds: int) -> Cost:
+def _bound_store(site: Path, size_bytes: int) -> None:
+    """A line of the site's own table; the last one begins there or ends the file."""
+    text = site.read_text()
+    site.write_text(text.replace("[site]\n", f"[site]\nstore_max_bytes = {size_bytes}\n", 1))
+
+
+def measure(members: int, megabytes: float, rounds: int, stored_rounds: int = STORED_ROUNDS) -> Cost:
     """Start `members` nodes on loopback, close `rounds` rounds with a model of this size, and stop them."""
     parameters = int(megabytes * 1e6 / 4)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
@@ -131,6 +139,8 @@ def measure(members: int, megabytes: float, rounds: int) -> Cost:
         consortium = folder / "consortium"
         sites = write_consortium(consortium, name="bench", members=places_of(names, base_port=0))
         genesis = _model(folder, parameters)
+        for site in sites:
+            _bound_store(site, stored_rounds * (members + 1) * genesis.stat().st_size + STORE_SPARE_BYTES)
         policy = folder / "policy.toml"
         policy.write_text(
             f'[run]\nname = "bench"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = {members}\n'
