@@ -10,15 +10,22 @@ import torch
 from torch import Tensor
 
 from swarm.config import Policy
-from swarm.learn.leak.ground import Ground, Seen
-from swarm.learn.leak.inversion import Effort, Known, first_layer, invert, label_of_one, layer_inputs
+from swarm.learn.leak.binomial import at_least
+from swarm.learn.leak.ground import Ground, Records, Seen, Trained
+from swarm.learn.leak.inversion import Effort, Known, invert, label_of_one
+from swarm.learn.leak.layer import EXPLAINED, first_linear, inputs, records_of
 from swarm.learn.leak.measures import Likeness, likeness
+from swarm.merge.blind.keys import SEATS_MIN
 
-DECOYS_MAX = 1000
+RIVALS_MAX = 1000
+RIVALS_OF_A_LABEL_MIN = 10
+"""With fewer of its label a record's line-up has all labels."""
 LOOKED_FOR_MAX = 16
 """Records that an attack looks for at once; an update of more is explained by so many."""
 SHOWN = 6
 """Pictures of an attack in the report."""
+BY_CHANCE = 0.05
+"""What chance does more often than this shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,12 @@ class Attack:
     name: str
     title: str
     records: tuple[int, ...]
-    """In the update, of each trial."""
+    """In what was seen, of each trial."""
     likeness: Likeness
     mismatch: tuple[float, ...]
     labels: str
+    hard: bool = False
+    """Whether fewer records are in it than the policy lets a round have."""
     pictures: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
     """Pairs of a true record and its nearest reconstruction."""
 
@@ -41,12 +50,17 @@ class Attack:
         return sum(self.likeness.recognised)
 
     @property
+    def judged(self) -> int:
+        """Records that were looked for."""
+        return len(self.likeness.reached)
+
+    @property
     def verdict(self) -> str:
         """In a word or two, for a person."""
-        share = self.recognised / len(self.likeness.recognised)
-        if share >= 0.5:
+        if 2 * self.recognised >= self.judged:
             return "recognisable"
-        return "partly recognisable" if self.recognised else "not recognisable"
+        by_chance = at_least(self.recognised, self.judged, self.likeness.chance)
+        return "partly recognisable" if self.recognised and by_chance < BY_CHANCE else "not recognisable"
 
 
 @dataclass(frozen=True)
@@ -54,144 +68,157 @@ class Plan:
     """How much is tried."""
 
     effort: Effort = field(default_factory=Effort)
-    trials_of_one: int = 4
-    trials: int = 3
+    trials_of_one: int = 10
+    trials: int = 5
+    trials_of_interval: int = 3
     rows: int = 4
     """Records of the small batch."""
 
 
-def views(ground: Ground, policy: Policy, plan: Plan) -> list[tuple[str, str, int, Callable[[int], Seen]]]:
-    """Name, title, trials and maker of each update that is attacked; `policy` is the private one."""
-    mine, rows = ground.mine, min(plan.rows, len(ground.mine))
-    chance = ground.chance(1)
+@dataclass(frozen=True)
+class View:
+    """An update as somebody sees it."""
 
-    def batch(site: str, size: int) -> Seen:
+    name: str
+    title: str
+    trials: int
+    make: Callable[[], Seen]
+    hard: bool = False
+
+
+def views(ground: Ground, policy: Policy, plan: Plan) -> list[View]:
+    """Every update that is attacked; `policy` is the private one."""
+    rows = min(plan.rows, len(ground.mine))
+    chance, source = ground.chance(1), np.random.default_rng(ground.seed + 1)
+
+    def batch(site: str, size: int) -> Trained:
         own = ground.rows[site]
-        return ground.step(own.pick(torch.randperm(len(own), generator=chance)[:size]))
+        return ground.step(site, own.pick(torch.randperm(len(own), generator=chance)[:size]))
 
+    def summed(size: int, *, masked: bool = False) -> Seen:
+        parts = [batch(site, size) if size else ground.interval(site, chance) for site in ground.rows]
+        return ground.blind(parts, source, masked=masked)
+
+    def private_one() -> Seen:
+        return ground.plain(ground.private_step(rows, policy, source))
+
+    whole = f"a round: {ground.policy.sync_interval} batches of {ground.recipe.BATCH}"
     found = [
-        ("one", "plain, one step on one record", plan.trials_of_one, lambda trial: batch(ground.site, 1)),
-        ("small", f"plain, one step on {rows} records", plan.trials, lambda trial: batch(ground.site, rows)),
-        (
-            "interval",
-            f"plain, a sync interval of {ground.policy.sync_interval} batches of {ground.recipe.BATCH}",
-            2,
-            lambda trial: ground.interval(ground.site, chance),
+        View("one", "plain, one step on one record", plan.trials_of_one, lambda: ground.plain(batch(ground.site, 1))),
+        View(
+            "small", f"plain, one step on {rows} records", plan.trials,
+            lambda: ground.plain(batch(ground.site, rows)),
         ),
-    ]
-    # A member of a run takes its own update off the sum: one of the sites is the attacker.
-    summed = list(ground.rows)[: max(len(ground.rows) - 1, 1)]
-    if len(summed) >= 2:
-        many = f"blind, sum over {len(summed)} sites (the attacker's own taken off)"
+        View(
+            "interval", f"plain, {whole}", plan.trials_of_interval,
+            lambda: ground.plain(ground.interval(ground.site, chance)),
+        ),
+    ]  # fmt: skip
+    sites = len(ground.rows)
+    if sites >= SEATS_MIN:
+        sums = f"blind round of {sites} sites, to its leader the sum of {sites - 1}"
         found += [
-            (
-                "blind one",
-                f"{many}, one record each",
-                2,
-                lambda trial: ground.summed([batch(site, 1) for site in summed]),
+            View("blind interval", f"{sums}, {whole} each", plan.trials_of_interval, lambda: summed(0)),
+            View("blind small", f"{sums}, one step on {rows} records each", plan.trials, lambda: summed(rows), True),
+            View("blind one", f"{sums}, one step on one record each", plan.trials_of_one, lambda: summed(1), True),
+            View(
+                "masked", "blind, one masked vector before the sum: one step on one record", plan.trials_of_one,
+                lambda: summed(1, masked=True),
             ),
-            (
-                "blind small",
-                f"{many}, {rows} records each",
-                2,
-                lambda trial: ground.summed([batch(site, rows) for site in summed]),
-            ),
-            (
-                "blind interval",
-                f"{many}, a sync interval each",
-                2,
-                lambda trial: ground.summed([ground.interval(site, chance) for site in summed]),
-            ),
-        ]
-    source = np.random.default_rng(ground.seed + 1)
-    found.append(
-        (
-            "private small",
-            f"plain with differential privacy (epsilon {policy.epsilon:g}), one step on about {rows} records",
-            plan.trials,
-            lambda trial: ground.private_step(min(rows, len(mine)), policy, source),
-        )
-    )
+        ]  # fmt: skip
+    title = f"plain with differential privacy (epsilon {policy.epsilon:g}), one step on about {rows} records"
+    found.append(View("private small", title, plan.trials, private_one))
     if ground.recipe.KIND == "survival":
-        found = [one for one in found if one[0] != "one"]  # one record alone has no loss, so no gradient
+        # One record alone has no loss, so no gradient.
+        found = [view for view in found if view.name not in ("one", "blind one", "masked")]
     return found
 
 
-def attack(
-    ground: Ground,
-    name: str,
-    title: str,
-    trials: int,
-    make: Callable[[int], Seen],
-    plan: Plan,
-    *,
-    tell: Callable[[], None] = lambda: None,
-) -> Attack:
+def attack(ground: Ground, view: View, plan: Plan, *, tell: Callable[[], None] = lambda: None) -> Attack:
     """Try one view of the updates several times. Each trial's reconstructions are the next one's unrelated gradient."""
     image = ground.is_image
     known = Known.of(ground.known_x, by_column=not image)
     chance = ground.chance(2)
     scale = _Scale.of(ground.known_x, image=image)
     tried, labels = [], ""
-    for trial in range(max(trials, 2)):
-        seen = make(trial)
+    for _ in range(max(view.trials, 2)):
+        seen = view.make()
         found, mismatch, labels = _invert(ground, seen, known, plan.effort, chance, tell)
         tried.append((seen, found, mismatch))
     results, pictures = [], list[tuple[Tensor, Tensor]]()
     for number, (seen, found, _) in enumerate(tried):
         unrelated = tried[(number + 1) % len(tried)][1]
-        true = scale(seen.records.x)
+        others = ground.rivals(seen.records)
         results.append(
             likeness(
-                scale(found),
-                scale(unrelated),
-                true,
-                scale(_decoys(ground, seen, chance)),
-                span=scale.span,
-                chance=chance,
+                scale(found), scale(unrelated), scale(seen.records.x), scale(others.x),
+                _line_ups(ground, seen.records, others, chance), scale(known.mean),
+                span=scale.span, chance=chance,
             )
-        )
+        )  # fmt: skip
         if image:
             pictures += _nearest(found, seen.records.x, results[-1])
     whole = results[0]
     for one in results[1:]:
         whole = whole.joined(one)
-    sizes = tuple(len(seen.records) for seen, _, _ in tried)
-    return Attack(
-        name, title, sizes, whole, tuple(mismatch for _, _, mismatch in tried), labels, tuple(pictures[:SHOWN])
-    )
+    sizes = tuple(seen.rows for seen, _, _ in tried)
+    mismatches = tuple(mismatch for _, _, mismatch in tried)
+    return Attack(view.name, view.title, sizes, whole, mismatches, labels, view.hard, tuple(pictures[:SHOWN]))
 
 
 def _invert(
     ground: Ground, seen: Seen, known: Known, effort: Effort, chance: torch.Generator, tell: Callable[[], None]
 ) -> tuple[Tensor, float, str]:
-    """Reconstructions (n, ...), how badly they explain the update, and how the labels were had."""
-    rows = min(len(seen.records), LOOKED_FOR_MAX)
-    y, how = seen.records.y[torch.randperm(len(seen.records), generator=chance)[:rows]], "known"
-    if len(seen.records) == 1:
-        inferred = label_of_one(ground.model, seen.gradient, ground.recipe.KIND)
-        if inferred is not None:
-            y, how = torch.full_like(seen.records.y, inferred), "inferred from the update"
-    shape = seen.records.x.shape[1:]
-    layer = first_layer(ground.model, int(torch.tensor(shape).prod()))
-    try:
-        inverted = invert(seen.gradient, ground.gradient_of(y), rows, known, effort=effort, chance=chance, tell=tell)
-    except ValueError:
+    """Reconstructions (n, ...), how badly they explain what was seen, and how the labels were had."""
+    example = ground.mine.x[:1]
+    parameters = ground.parameters(ground.model)
+    length = torch.stack([part.square().sum() for part in seen.gradient]).sum()
+    rows = min(seen.rows, LOOKED_FOR_MAX)
+    if not (bool(torch.isfinite(length)) and float(length) > 0):
         # Nothing was trained: the attacker is left with what it knows.
-        return known.mean.expand(rows, *shape).clone(), 1.0, how
-    found = inverted.x
+        return known.mean.expand(rows, *example.shape[1:]).clone(), 1.0, "not needed"
+    y, how = _labels(ground, seen, rows, chance)
+    read, layer = list[Tensor](), first_linear(ground.model, parameters, example)
     if layer is not None:
-        read = layer_inputs(seen.gradient, *layer).reshape(-1, *shape)
-        found = torch.cat([found, torch.minimum(torch.maximum(read, known.low), known.high)])
-    return found, inverted.mismatch, how
+        values = inputs(seen.gradient, layer, seen.rows, chance)
+        values = values[values.isfinite().all(1) & (values.abs().amax(1) > 0)]
+        if len(values):
+            x, missed = records_of(values, layer, known, tell=tell)
+            read.append(x)
+            if len(x) >= seen.rows and float(missed.max()) < EXPLAINED:
+                return x, float(missed.max()), how if seen.rows == 1 else "not needed"
+    inverted = invert(seen.gradient, ground.gradient_of(y), rows, known, effort=effort, chance=chance, tell=tell)
+    return torch.cat([inverted.x, *read]), inverted.mismatch, how
 
 
-def _decoys(ground: Ground, seen: Seen, chance: torch.Generator) -> Tensor:
-    """Records of the attacked site and of the test rows that are not in the update."""
-    pool = torch.cat([ground.mine.x, ground.test.x])
-    pool = pool[torch.randperm(len(pool), generator=chance)[: DECOYS_MAX + len(seen.records)]]
-    inside = torch.cdist(pool.flatten(1).double(), seen.records.x.flatten(1).double()).amin(1) < 1e-9
-    return pool[~inside][:DECOYS_MAX]
+def _labels(ground: Ground, seen: Seen, rows: int, chance: torch.Generator) -> tuple[Tensor, str]:
+    """Of so many records, as the attacker has them, and how it has them."""
+    own = seen.records.y
+    y = own[torch.randint(len(own), (rows,), generator=chance)]
+    if seen.rows == len(own) and rows <= len(own):
+        y = own[torch.randperm(len(own), generator=chance)[:rows]]
+    if seen.rows == 1:
+        inferred = label_of_one(ground.model, ground.parameters(ground.model), seen.gradient, ground.recipe.KIND)
+        if inferred is not None:
+            return torch.full_like(y, inferred), "inferred from the update"
+    return y, "known"
+
+
+def _line_ups(ground: Ground, true: Records, others: Records, chance: torch.Generator) -> list[Tensor]:
+    """Numbers of each true record's rivals: of its own label where the recipe has labels and there are enough."""
+    pools = dict[float, Tensor]()
+    found = []
+    for label in true.y:
+        everybody = torch.arange(len(others))
+        if ground.recipe.KIND not in ("binary", "classes"):
+            found.append(everybody[:RIVALS_MAX])
+            continue
+        if float(label) not in pools:
+            same = (others.y == label).nonzero().flatten()
+            pool = same if len(same) >= RIVALS_OF_A_LABEL_MIN else everybody
+            pools[float(label)] = pool[torch.randperm(len(pool), generator=chance)[:RIVALS_MAX]]
+        found.append(pools[float(label)])
+    return found
 
 
 @dataclass(frozen=True)

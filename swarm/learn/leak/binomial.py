@@ -7,6 +7,7 @@ of right guesses is at most a binomial one, and with delta a little more, as in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 EPSILON_MAX = 40.0
 CONFIDENCE = 0.95
@@ -49,8 +50,36 @@ def p_value(right: int, guesses: int, records: int, *, epsilon: float, delta: fl
     return min(beta + 2 * records * delta * alpha, 1.0)
 
 
+def at_least(right: int, of: int, share: float) -> float:
+    """How likely so many or more are right, each by itself with probability `share`."""
+    return min(sum(_pmf(k, of, share) for k in range(right, of + 1)), 1.0)
+
+
+def interval(right: int, of: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Between which shares the true one lies: exact, both sides alike.
+
+    Raises:
+        ValueError: more right than there are, or none at all.
+    Source: Clopper and Pearson, Biometrika 1934.
+    """
+    if not 0 <= right <= of or not of:
+        raise ValueError(f"{right} right of {of}")
+    tail = (1 - confidence) / 2
+
+    def where(below: Callable[[float], bool]) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if below(middle) else (low, middle)
+        return low
+
+    least = where(lambda share: at_least(right, of, share) < tail) if right else 0.0
+    most = where(lambda share: 1 - at_least(right + 1, of, share) > tail) if right < of else 1.0
+    return least, most
+
+
 def _pmf(k: int, n: int, share: float) -> float:
-    if share >= 1.0:
-        return 1.0 if k == n else 0.0
+    if share >= 1.0 or share <= 0.0:
+        return float(k == (n if share else 0))
     log = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(log + k * math.log(share) + (n - k) * math.log1p(-share))

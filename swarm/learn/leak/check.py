@@ -12,8 +12,8 @@ import torch
 from swarm.config import Policy
 from swarm.errors import ConfigError
 from swarm.learn.leak import canaries, membership
-from swarm.learn.leak.attacks import Attack, Plan, attack, views
-from swarm.learn.leak.binomial import CONFIDENCE
+from swarm.learn.leak.attacks import Attack, Plan, View, attack, views
+from swarm.learn.leak.binomial import CONFIDENCE, interval
 from swarm.learn.leak.ground import Ground, Records, with_privacy
 from swarm.learn.leak.inversion import Effort, Known
 from swarm.learn.leak.measures import mean
@@ -47,7 +47,7 @@ class Settings:
     """Of trained models; 0: the policy's."""
 
 
-QUICK = Plan(Effort(restarts=2, steps=60, refine=20), trials_of_one=2, trials=2)
+QUICK = Plan(Effort(restarts=2, steps=60, refine=20), trials_of_one=2, trials=2, trials_of_interval=2)
 
 
 def check(settings: Settings, tell: Tell = lambda what, done, of: None) -> tuple[dict[str, Any], list[Attack]]:
@@ -97,9 +97,9 @@ def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]
     return results, attacks
 
 
-def _told(ground: Ground, plan: Plan, view: Any, tell: Tell) -> Attack:
-    name, title, trials, make = view
-    total = max(trials, 2) * plan.effort.restarts * (plan.effort.steps + plan.effort.refine)
+def _told(ground: Ground, plan: Plan, view: View, tell: Tell) -> Attack:
+    title = view.title
+    total = max(view.trials, 2) * plan.effort.restarts * (plan.effort.steps + plan.effort.refine)
     done = 0
 
     def stepped() -> None:
@@ -109,7 +109,7 @@ def _told(ground: Ground, plan: Plan, view: Any, tell: Tell) -> Attack:
             tell(title, min(done, total), total)
 
     tell(title, 0, total)
-    found = attack(ground, name, title, trials, make, plan, tell=stepped)
+    found = attack(ground, view, plan, tell=stepped)
     tell(title, total, total)
     return found
 
@@ -121,13 +121,17 @@ def _numbers(one: Attack) -> dict[str, Any]:
         "verdict": one.verdict,
         "records": list(one.records),
         "recognised": one.recognised,
-        "judged": len(like.reached),
+        "judged": one.judged,
+        "hard": one.hard,
         "decibel": round(mean(like.reached), 2),
         "decibel_best": round(max(like.reached), 2),
         "decibel_without_the_update": round(mean(like.blank), 2),
         "decibel_of_an_unrelated_gradient": round(mean(like.unrelated), 2),
-        "picked_out": sum(like.picked),
-        "decoys": like.decoys,
+        "first_in_line_up": like.first,
+        "first_interval": [round(value, 4) for value in interval(like.first, one.judged)],
+        "first_by_chance": round(like.chance, 5),
+        "rivals": [min(like.rivals), max(like.rivals)],
+        "rivals_left_behind": round(like.ahead, 3) if any(like.rivals) else None,
         "mismatch": [round(value, 6) for value in one.mismatch],
         "labels": one.labels,
     }

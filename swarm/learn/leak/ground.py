@@ -18,14 +18,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from swarm.config import Policy
 from swarm.errors import ConfigError
-from swarm.learn.leak.inversion import Gradient, GradientOf, trained
+from swarm.learn.leak import blind
+from swarm.learn.leak.inversion import Gradient, GradientOf, quiet, trained
 from swarm.learn.leak.measures import is_image
 from swarm.learn.private import Private
 from swarm.learn.recipes import Recipe, Site
-from swarm.learn.state import Checkpoint, State
+from swarm.learn.state import Checkpoint, State, save_model, write_update
 
 NO_LOSS_OF_ONE = "survival"
 """The kind of recipe whose loss compares records with each other: one alone has none."""
+
+RIVALS_MIN = 50
+"""Records of the attacked site that a true one has to stand out from; with fewer its test rows are taken too."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,21 @@ class Seen:
     gradient: Gradient
     """The update upside down, float64: the direction in which the loss grew."""
     records: Records
-    """All that are in it."""
+    """The attacked site's records in it: the ones that are looked for."""
+    rows: int
+    """Records of all sites in it."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a site's training made of the checkpoint."""
+
+    site: str
+    model: nn.Module
+    records: Records
+    """All that it trained on."""
+    samples: int
+    """How many the batches had together: a record counts as often as it came."""
 
 
 class Ground:
@@ -75,13 +93,16 @@ class Ground:
             one.name: Records(recipe.scaled(one.train.x, self.agreed), one.train.y) for one in training
         }
         self.rows = {site: self.rows[site], **self.rows}  # the attacked one first
+        own = next(one for one in training if one.name == site)
+        self.own_test = Records(recipe.scaled(own.test.x, self.agreed), own.test.y)
+        """The attacked site's test rows."""
         self.test = Records(
             torch.cat([recipe.scaled(one.test.x, self.agreed) for one in sites]), torch.cat([s.test.y for s in sites])
         )
         if not self.rows[site].x.is_floating_point():
             raise ConfigError(f"the inputs are {self.rows[site].x.dtype}: no gradient leads back to what is no number")
         self.model = recipe.new_model(seed)
-        if not trained(self.model):
+        if not self.parameters(self.model):
             raise ConfigError("the recipe's model has no parameters that are trained: its updates say nothing")
         if checkpoint is not None:
             State(self.model, policy).load(Checkpoint(checkpoint), scaffold=policy.scaffold)
@@ -94,6 +115,14 @@ class Ground:
         """The attacked site's records."""
         return self.rows[self.site]
 
+    def rivals(self, inside: Records) -> Records:
+        """Records of the attacked site that are not in an update: its others, and its test rows where they are few."""
+        taken = {row.numpy().tobytes() for row in inside.x}
+        found = self.mine.pick(torch.tensor([row.numpy().tobytes() not in taken for row in self.mine.x]))
+        if len(found) < RIVALS_MIN:
+            found = Records(torch.cat([found.x, self.own_test.x]), torch.cat([found.y, self.own_test.y]))
+        return found
+
     @property
     def is_image(self) -> bool:
         return is_image(self.mine.x)
@@ -102,39 +131,32 @@ class Ground:
         """A generator of this check's own, for each purpose another."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Of a model of this recipe: what is trained and travels, in the order of a gradient."""
+        shared = {id(parameter) for parameter in State(model, self.policy).parameters.values()}
+        return [parameter for parameter in trained(model) if id(parameter) in shared]
+
     # --- updates
 
-    def step(self, records: Records) -> Seen:
-        """One step of the site's own optimizer on one batch."""
+    def step(self, site: str, records: Records) -> Trained:
+        """One step of a site's own optimizer on one batch."""
         model = copy.deepcopy(self.model).train()
-        optimizer = self.recipe.new_optimizer(model)
-        self._step(model, optimizer, records)
-        return Seen(self._difference(model), records)
+        self._step(model, self.recipe.new_optimizer(model), records)
+        return Trained(site, model, records, len(records))
 
-    def interval(self, site: str, chance: torch.Generator) -> Seen:
-        """A sync interval of a site's training, all its batches."""
+    def interval(self, site: str, chance: torch.Generator) -> Trained:
+        """A sync interval of a site's training, all its batches: what a round takes."""
         rows = self.rows[site]
         model = copy.deepcopy(self.model).train()
         optimizer = self.recipe.new_optimizer(model)
-        seen = []
+        used = []
         for index in stream(len(rows), self.recipe.BATCH, chance, self.policy.sync_interval):
             self._step(model, optimizer, rows.pick(index))
-            seen.append(index)
-        used = torch.cat(seen).unique()  # type: ignore[no-untyped-call]
-        return Seen(self._difference(model), rows.pick(used))
+            used.append(index)
+        every = torch.cat(used)
+        return Trained(site, model, rows.pick(every.unique()), len(every))  # type: ignore[no-untyped-call]
 
-    def summed(self, parts: Sequence[Seen]) -> Seen:
-        """What a blind round shows: the sum of updates, weighted by their records, and nothing of any one."""
-        whole = sum(len(part.records) for part in parts)
-        weights = [len(part.records) / whole if self.policy.weights == "samples" else 1 / len(parts) for part in parts]
-        total = [
-            torch.stack([weight * part for weight, part in zip(weights, same, strict=True)]).sum(0)
-            for same in zip(*(part.gradient for part in parts), strict=True)
-        ]
-        records = Records(torch.cat([p.records.x for p in parts]), torch.cat([p.records.y for p in parts]))
-        return Seen(total, records)
-
-    def private_step(self, size: int, policy: Policy, source: np.random.Generator) -> Seen:
+    def private_step(self, size: int, policy: Policy, source: np.random.Generator) -> Trained:
         """One step with differential privacy, on a batch of about `size` records."""
         model = copy.deepcopy(self.model).train()
         with private(self, model, policy, size, source) as (loader, optimizer):
@@ -143,26 +165,53 @@ class Ground:
                 if len(x):
                     break
             self._step(model, optimizer, Records(x, y))
-        return Seen(self._difference(model), Records(x, y))
+        return Trained(self.site, model, Records(x, y), len(x))
 
     def _step(self, model: nn.Module, optimizer: Any, records: Records) -> None:
         optimizer.zero_grad()
         self.recipe.loss(model, records.x, records.y, self.agreed).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    def _difference(self, model: nn.Module) -> Gradient:
-        before, after = trained(self.model), trained(model)
-        return [(a.detach() - b.detach()).double() for a, b in zip(before, after, strict=True)]
+    # --- what is seen of them
+
+    def plain(self, own: Trained) -> Seen:
+        """The update itself, as every member of a visible round has it."""
+        pairs = zip(self.parameters(self.model), self.parameters(own.model), strict=True)
+        difference = [(before.detach() - after.detach()).double() for before, after in pairs]
+        return Seen(difference, own.records, len(own.records))
+
+    def blind(self, parts: Sequence[Trained], source: np.random.Generator, *, masked: bool = False) -> Seen:
+        """What the leader of a blind round sees: the sum, its own update taken off; the last site leads.
+
+        Args:
+            parts: one for each site, the attacked one first.
+            masked: see only the attacked site's masked vector, before anything is summed.
+        """
+        with tempfile.TemporaryDirectory(prefix="swarm-leak-") as place:
+            folder = Path(place)
+            base = folder / "base"
+            save_model(State(self.model, self.policy).tensors, base)
+            updates = []
+            for part in parts:
+                path = folder / f"update-{part.site}"
+                write_update(State(part.model, self.policy).tensors, Checkpoint(base), path, range_max=float("inf"))
+                updates.append(blind.Update(part.site, path, part.samples))
+            sight = blind.seen_by_leader(base, updates, parts[-1].site, self.policy, source, folder)
+        values = sight.masked if masked else sight.others
+        names = {id(value): name for name, value in State(self.model, self.policy).parameters.items()}
+        gradient = [
+            -torch.from_numpy(values[names[id(parameter)]]).reshape(parameter.shape)
+            for parameter in self.parameters(self.model)
+        ]
+        seen = parts[:1] if masked else parts[:-1]
+        return Seen(gradient, parts[0].records, sum(len(part.records) for part in seen))
 
     # --- what the attacker computes
 
     def gradient_of(self, y: Tensor) -> GradientOf:
         """The gradient of a batch with these labels, in float64, by its inputs; dropout is off: it is secret."""
-        model = copy.deepcopy(self.model).double().train()
-        for module in model.modules():
-            if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
-                module.eval()
-        parameters = trained(model)
+        model = quiet(copy.deepcopy(self.model).double())
+        parameters = self.parameters(model)
         labels = y.double() if y.is_floating_point() else y
         agreed = self.agreed.double() if isinstance(self.agreed, Tensor) else self.agreed
 

@@ -5,9 +5,8 @@ on one minus the cosine, from several starts, then L-BFGS on the same. A member 
 same kind: the first start looks for deviations from them, along their principal components, the second goes on freely
 from there.
 
-Source: Geiping et al., Inverting Gradients, NeurIPS 2020 (cosine, total variation, signed steps, and proposition 3.1:
-a linear layer with bias gives its input away); Zhu et al., Deep Leakage from Gradients, NeurIPS 2019 (L-BFGS); Zhao
-et al., iDLG, 2020 (labels).
+Source: Geiping et al., Inverting Gradients, NeurIPS 2020 (cosine, total variation, signed steps); Zhu et al., Deep
+Leakage from Gradients, NeurIPS 2019 (L-BFGS); Zhao et al., iDLG, 2020 (labels).
 """
 
 from __future__ import annotations
@@ -106,23 +105,30 @@ def invert(
     given = [part / length for part in gradient]
     found: list[Inverted] = []
     for number in range(effort.restarts):
-        space = _Space(known, rows, by_components=known.components is not None and number == 0)
+        space = Space(known, rows, by_components=known.components is not None and number == 0)
         start = space.start(chance) if number != 1 else space.at(found[0].x)
         found.append(_search(given, gradient_of, space, start, effort, tell))
     return min(found, key=lambda one: one.mismatch)
 
 
-class _Space:
+class Space:
     """Where the attacker looks: values between the least and the greatest, or deviations from known records."""
 
     def __init__(self, known: Known, rows: int, by_components: bool) -> None:
         self._known = known
         self._middle, self._half = (known.low + known.high) / 2, (known.high - known.low) / 2
+        self.by_components = by_components
         self._components = known.components if by_components else None
         self._shape = (rows, *known.mean.shape)
         self.signed = not by_components
         self.variation = 1e-2 if self.signed else 1e-4
         """How much the total variation of images counts beside the cosine."""
+
+    def middle(self) -> Tensor:
+        """The place of what is known of all records."""
+        if self._components is None:
+            return self.at(self._known.mean.expand(self._shape)).clone()
+        return torch.zeros((self._shape[0], len(self._components)), dtype=torch.float64)
 
     def start(self, chance: torch.Generator) -> Tensor:
         shape = self._shape if self._components is None else (self._shape[0], len(self._components))
@@ -151,7 +157,7 @@ class _Space:
 def _search(
     given: Gradient,
     gradient_of: GradientOf,
-    space: _Space,
+    space: Space,
     start: Tensor,
     effort: Effort,
     tell: Callable[[], None],
@@ -187,55 +193,33 @@ def _search(
     return min(found, key=lambda one: one.mismatch)
 
 
-def layer_inputs(gradient: Gradient, weight: int, bias: int) -> Tensor:
-    """What a linear layer was given, as its gradient tells: (outputs that moved, inputs).
-
-    Of one record each row is that record's input, exactly; of several, their mean weighted by how much each moved the
-    output: where only one of them did, that one.
-
-    Args:
-        weight, bias: the layer's places in the gradient.
-    """
-    of_weight, of_bias = gradient[weight], gradient[bias]
-    moved = of_bias.abs() > 1e-6 * of_bias.abs().max().clamp_min(TINY)
-    return of_weight[moved] / of_bias[moved][:, None]
-
-
-def first_layer(model: nn.Module, values: int) -> tuple[int, int] | None:
-    """Where the weight and the bias of a linear layer that sees whole records are in the gradient; None without one.
-
-    Args:
-        values: of a record.
-    """
-    places = {id(parameter): place for place, parameter in enumerate(trained(model))}
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            if module.in_features == values and id(module.weight) in places and id(module.bias) in places:
-                return places[id(module.weight)], places[id(module.bias)]
-            return None
-        if any(True for _ in module.parameters(recurse=False)):
-            return None
-    return None
-
-
-def label_of_one(model: nn.Module, gradient: Gradient, kind: str) -> float | None:
+def label_of_one(model: nn.Module, parameters: Sequence[nn.Parameter], gradient: Gradient, kind: str) -> float | None:
     """The label of the only record that a gradient is of, as the last layer's bias tells it; None where it does not.
 
     Args:
+        parameters: what the gradient has parts for, in its order.
         kind: "binary" (one logit) or "classes".
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers or layers[-1].bias is None or kind not in ("binary", "classes"):
         return None
-    places = {id(parameter): place for place, parameter in enumerate(trained(model))}
+    places = {id(parameter): place for place, parameter in enumerate(parameters)}
     if id(layers[-1].bias) not in places:
         return None
     slope = gradient[places[id(layers[-1].bias)]]
     return float(slope[0] < 0) if kind == "binary" else float(slope.argmin())
 
 
+def quiet(model: nn.Module) -> nn.Module:
+    """The model as it trains, but without dropout: which values that left out is a secret."""
+    for module in model.train().modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)):
+            module.eval()
+    return model
+
+
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that a gradient has a part for, in its order."""
+    """The parameters that training changes, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,29 @@ def ssim(found: Tensor, true: Tensor, span: float) -> Tensor:
     return values.flatten(1).mean(1)
 
 
+def places(found: Tensor, true: Tensor, others: Tensor, rivals: Sequence[Tensor], middle: Tensor) -> list[int]:
+    """Where each true record stands in a line-up with rivals of its own, by how much a reconstruction looks like it.
+
+    Likeness is the cosine between two deviations from `middle`, and the best reconstruction counts. Who knows nothing
+    of the update puts a true record first in one line-up of (rivals + 1): that is chance. Ties count as defeats.
+
+    Args:
+        found: (n, ...) reconstructions; true: (m, ...); others: (k, ...); middle: (...).
+        rivals: for each of the m, numbers of `others`.
+    Returns:
+        (m,): 1 is first.
+    """
+
+    def directions(x: Tensor) -> Tensor:
+        away = (x.double() - middle).flatten(1)
+        one: Tensor = away / away.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        return one
+
+    seen = directions(found).T
+    own, theirs = (directions(true) @ seen).amax(1), (directions(others) @ seen).amax(1)
+    return [1 + int((theirs[line_up] >= value).sum()) for value, line_up in zip(own, rivals, strict=True)]
+
+
 @dataclass(frozen=True)
 class Likeness:
     """What one attack reached, record by record. dB is PSNR; of a table its columns are in deviations."""
@@ -60,9 +84,10 @@ class Likeness:
     """dB without the update: the best of the mean of other records and as many other records as were reconstructed."""
     unrelated: tuple[float, ...]
     """dB of the reconstructions from an unrelated gradient."""
-    picked: tuple[bool, ...]
-    """Whether the nearest reconstruction is nearer to this record than to every decoy."""
-    decoys: int
+    places: tuple[int, ...]
+    """In a line-up with rivals; 1 is first."""
+    rivals: tuple[int, ...]
+    """Of each line-up: records of the same site and label that are not in the update."""
     similarity: tuple[float, ...] = ()
     """SSIM of the nearest reconstruction; images only."""
     similarity_blank: tuple[float, ...] = ()
@@ -70,12 +95,28 @@ class Likeness:
 
     @property
     def recognised(self) -> tuple[bool, ...]:
-        """Nearer than without the update by `DECIBEL_MIN`, and picked out of all decoys."""
+        """Nearer than without the update by `DECIBEL_MIN`, and first in its line-up."""
         floor = (max(a, b) for a, b in zip(self.blank, self.unrelated, strict=True))
         return tuple(
-            reached >= level + DECIBEL_MIN and picked
-            for reached, level, picked in zip(self.reached, floor, self.picked, strict=True)
+            reached >= level + DECIBEL_MIN and place == 1
+            for reached, level, place in zip(self.reached, floor, self.places, strict=True)
         )
+
+    @property
+    def first(self) -> int:
+        """Records that are first in their line-ups."""
+        return sum(place == 1 for place in self.places)
+
+    @property
+    def chance(self) -> float:
+        """The share of records that are first for who knows nothing of the update."""
+        return mean(tuple(1 / (rivals + 1) for rivals in self.rivals))
+
+    @property
+    def ahead(self) -> float:
+        """The share of rivals that a true record leaves behind: 0.5 is chance; nan without any rival."""
+        shares = [1 - (place - 1) / rivals for place, rivals in zip(self.places, self.rivals, strict=True) if rivals]
+        return mean(tuple(shares))
 
     def joined(self, other: Likeness) -> Likeness:
         """Of both attacks' records together."""
@@ -83,39 +124,48 @@ class Likeness:
             self.reached + other.reached,
             self.blank + other.blank,
             self.unrelated + other.unrelated,
-            self.picked + other.picked,
-            min(self.decoys, other.decoys),
+            self.places + other.places,
+            self.rivals + other.rivals,
             self.similarity + other.similarity,
             self.similarity_blank + other.similarity_blank,
         )
 
 
 def likeness(
-    found: Tensor, unrelated: Tensor, true: Tensor, others: Tensor, *, span: float, chance: torch.Generator
+    found: Tensor,
+    unrelated: Tensor,
+    true: Tensor,
+    others: Tensor,
+    rivals: Sequence[Tensor],
+    middle: Tensor,
+    *,
+    span: float,
+    chance: torch.Generator,
 ) -> Likeness:
     """How near an attack came.
 
     Args:
         found: (n, ...) reconstructions; unrelated: those from another gradient.
         true: (m, ...) records of the update.
-        others: (k, ...) records that are not in it: what the attacker knows of such records, and the decoys.
+        others: (k, ...) records that are not in it: what is known of such records.
+        rivals: for each of the m, the numbers of those that it stands in a line-up with.
+        middle: (...) what the attacker takes for the mean of such records.
     """
     near, place = psnr(found, true, span).max(0)
+    mean_record = others.mean(0, keepdim=True)
     drawn = others[torch.randperm(len(others), generator=chance)[: len(found)]]
-    blank = torch.cat([others.mean(0, keepdim=True), drawn])
-    decoys = psnr(found, others, span)
-    picked = [bool(near[i] > decoys[place[i]].max()) for i in range(len(true))]
+    blank = torch.cat([mean_record, drawn])
     similarity: tuple[float, ...] = ()
     without: tuple[float, ...] = ()
     if is_image(true):
         similarity = tuple(ssim(found[place], true, span).tolist())
-        without = tuple(ssim(others.mean(0, keepdim=True).expand_as(true), true, span).tolist())
+        without = tuple(ssim(mean_record.expand_as(true), true, span).tolist())
     return Likeness(
         tuple(near.tolist()),
         tuple(psnr(blank, true, span).max(0).values.tolist()),
         tuple(psnr(unrelated, true, span).max(0).values.tolist()),
-        tuple(picked),
-        len(others),
+        tuple(places(found, true, others, rivals, middle)),
+        tuple(len(one) for one in rivals),
         similarity,
         without,
     )

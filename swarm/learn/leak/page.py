@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swarm.learn.leak.attacks import Attack
+from swarm.learn.leak.attacks import BY_CHANCE, Attack
 from swarm.learn.leak.measures import DECIBEL_MIN
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.25rem .7rem;text-align:left}
 th{background:#f5f5f5}img{image-rendering:pixelated;height:112px;margin:2px}.bad{color:#a11}.good{color:#161}
 figure{display:inline-block;margin:.3rem}figcaption{font-size:12px;color:#555}.warn{background:#fff3d6;padding:.6rem}"""
+HARD = " (fewer records than the policy gives a round: the hard case)"
 COLOR = {"recognisable": "bad", "partly recognisable": "bad", "not recognisable": "good"}
 
 
@@ -34,7 +35,11 @@ def page(results: Mapping[str, Any], attacks: Sequence[Attack]) -> str:
         "<h2>Can single records be reconstructed?</h2>",
         "<p>Somebody who sees an update looks for records that would have caused it. A record counts as recognised "
         f"where the reconstruction is nearer to it by {DECIBEL_MIN:g} dB than what can be had without the update, and "
-        "nearer to it than to every decoy. Labels are known to the attacker, or inferred.</p>",
+        "puts it first in a line-up with other records of the site and of its label that were not in the update. "
+        "<i>First by chance</i> is how often that happens to somebody who knows nothing of the update; "
+        "<i>left behind</i> is the share of the line-up that a true record beats, half of it by chance. A view is "
+        f"recognisable where half of the records were recognised, and not where chance does as much more often than in "
+        f"{BY_CHANCE:.0%} of checks. Labels are known to the attacker, inferred, or not needed.</p>",
         _table(*_rows_of_attacks(found)),
         *(_pictures(one) for one in attacks if one.pictures),
         "<h2>Can it be told who was trained on?</h2>",
@@ -63,23 +68,31 @@ def words(results: Mapping[str, Any]) -> list[str]:
             f"{abs(better):.1f} dB {'nearer' if better > 0 else 'further away'} than without the update"
         )
         found.append(
-            f"<b>{escape(one['title'])}</b>: <b class={COLOR[one['verdict']]}>{one['verdict']}</b>, because {why}."
+            f"<b>{escape(one['title'])}</b>{HARD if one['hard'] else ''}: "
+            f"<b class={COLOR[one['verdict']]}>{one['verdict']}</b>, because {why}."
         )
     return found
 
 
 def _rows_of_attacks(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     images = any("ssim" in one for one in found.values())
-    columns = ["what is seen", "verdict", "recognised", "dB", "best", "dB without it", "dB, unrelated", "picked out"]
+    columns = ["what is seen", "records in it", "verdict", "recognised", "dB", "best", "dB without it",
+               "dB, unrelated", "first in line-up", "95 % interval", "first by chance", "left behind"]  # fmt: skip
     rows = []
     for one in found.values():
         row = [
-            one["title"], one["verdict"], f"{one['recognised']} of {one['judged']}", f"{one['decibel']:.1f}",
-            f"{one['decibel_best']:.1f}", f"{one['decibel_without_the_update']:.1f}",
-            f"{one['decibel_of_an_unrelated_gradient']:.1f}", f"{one['picked_out']} of {one['judged']}",
+            one["title"], _span(one["records"]), one["verdict"], f"{one['recognised']} of {one['judged']}",
+            f"{one['decibel']:.1f}", f"{one['decibel_best']:.1f}", f"{one['decibel_without_the_update']:.1f}",
+            f"{one['decibel_of_an_unrelated_gradient']:.1f}", f"{one['first_in_line_up']} of {one['judged']}",
+            "{:.1%} to {:.1%}".format(*one["first_interval"]), f"{one['first_by_chance']:.2%}",
+            "cannot be measured" if one["rivals_left_behind"] is None else f"{one['rivals_left_behind']:.1%}",
         ]  # fmt: skip
         rows.append(row + ([f"{one['ssim']:.2f} ({one['ssim_of_the_mean_image']:.2f})"] if images else []))
     return columns + (["SSIM (mean image)"] if images else []), rows
+
+
+def _span(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _membership(found: Mapping[str, Any]) -> str:

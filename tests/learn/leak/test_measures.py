@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from swarm.learn.leak import membership
-from swarm.learn.leak.binomial import epsilon_at_least, p_value
+from swarm.learn.leak.binomial import at_least, epsilon_at_least, interval, p_value
 from swarm.learn.leak.canaries import audited
-from swarm.learn.leak.measures import likeness, psnr, ssim
+from swarm.learn.leak.measures import Likeness, likeness, places, psnr, ssim
 
 
 def plain_ssim(a: np.ndarray, b: np.ndarray, span: float) -> float:
@@ -46,12 +46,43 @@ def test_a_record_is_recognised_by_its_reconstruction_and_not_by_what_is_known_w
     chance = torch.Generator().manual_seed(1)
     records = torch.randn((300, 20), generator=chance, dtype=torch.float64)
     true, others = records[:3], records[3:]
+    line_ups, middle = [torch.arange(len(others))] * 3, torch.zeros(20, dtype=torch.float64)
+
+    def compared(found: torch.Tensor, unrelated: torch.Tensor) -> Likeness:
+        return likeness(found, unrelated, true, others, line_ups, middle, span=1.0, chance=chance)
+
     near = true + 0.1 * torch.randn(true.shape, generator=chance, dtype=torch.float64)
-    assert all(likeness(near, others[:3], true, others, span=1.0, chance=chance).recognised)
+    found = compared(near, others[:3])
+    assert all(found.recognised)
+    assert (found.first, found.ahead, found.rivals) == (3, 1.0, (297, 297, 297))
     blank = others.mean(0, keepdim=True).expand_as(true)
-    assert not any(likeness(blank, others[:3], true, others, span=1.0, chance=chance).recognised)
-    # One who copies a decoy is as near as a good guess and picks nobody out.
-    assert not any(likeness(others[:3], blank, true, others, span=1.0, chance=chance).picked)
+    assert not any(compared(blank, others[:3]).recognised)
+    # One who copies another record is as near as a good guess and picks nobody out.
+    assert compared(others[:3], blank).first == 0
+    # Who shows nothing at all ties with everybody, which is no victory.
+    assert compared(middle.expand(3, -1), blank).places == (298, 298, 298)
+
+
+def test_a_line_up_of_one_who_knows_nothing_is_won_as_often_as_chance_says() -> None:
+    chance = torch.Generator().manual_seed(8)
+    records = torch.randn((1000, 10, 6), generator=chance, dtype=torch.float64)
+    line_ups = list(torch.arange(9000).reshape(1000, 9))
+    middle = torch.zeros(6, dtype=torch.float64)
+    found = torch.randn((4, 6), generator=chance, dtype=torch.float64)
+    placed = places(found, records[:, 0], records[:, 1:].reshape(9000, 6), line_ups, middle)
+    low, high = interval(sum(place == 1 for place in placed), 1000)
+    assert low < 0.1 < high
+
+
+def test_the_interval_of_a_share_is_the_textbooks_and_holds_as_often_as_it_says() -> None:
+    assert interval(0, 10) == pytest.approx((0.0, 0.3085), abs=1e-4)
+    assert interval(9, 10) == pytest.approx((0.5550, 0.9975), abs=1e-4)
+    chance = np.random.default_rng(3)
+    of_40 = cache(lambda right: interval(right, 40))
+    held = sum(low <= 0.3 <= high for low, high in map(of_40, chance.binomial(40, 0.3, 300).tolist()))
+    assert held >= 276  # 95 % of 300 are 285, less three deviations 273.7; exact intervals hold more often
+    assert at_least(0, 5, 0.2) == 1.0
+    assert at_least(5, 5, 0.2) == pytest.approx(0.2**5)
 
 
 def test_the_bound_on_epsilon_is_the_closed_form_where_every_guess_is_right() -> None:
