@@ -22,11 +22,13 @@ class JsPeer:
     Args:
         who: its key.
         security: "tls" or "noise".
+        reserves_at: the multiaddr of a relay where it asks for a place.
     """
 
-    def __init__(self, who: Identity, security: str) -> None:
+    def __init__(self, who: Identity, security: str, *, reserves_at: str = "nowhere") -> None:
         self._who = who
         self._security = security
+        self._reserves_at = reserves_at
         self._modules = node_modules("libp2p")
         self._process: asyncio.subprocess.Process | None = None
         self.endpoint = ""
@@ -37,6 +39,7 @@ class JsPeer:
         # Given as text, it finds its packages from the working directory.
         self._process = await asyncio.create_subprocess_exec(
             "node", "--input-type=module", "--eval", script, "--", self._who.secret.hex(), self._security,
+            self._reserves_at,
             cwd=self._modules.parent, limit=LINE_MAX_BYTES,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip

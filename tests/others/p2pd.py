@@ -30,6 +30,8 @@ STREAM_BYTES = 1 << 20
 """What a reader of a stream buffers."""
 
 CONTROL = "control"
+LOGGED = "error,net/identify=debug,autorelay=debug"
+"""What `Daemon.log` has: errors, whom it has identified, and the relays where it has a place."""
 _IDENTIFY, _CONNECT, _STREAM_OPEN, _STREAM_HANDLER = 0, 1, 2, 3
 
 Taker = Callable[[StreamReader, StreamWriter], Awaitable[None]]
@@ -47,11 +49,10 @@ class Control:
         self._servers: list[asyncio.Server] = []
 
     async def connect(self, endpoint: str) -> None:
-        """Dial a peer. ConnectionError: it did not come to a connection, with go's words."""
-        address = Multiaddr(endpoint)
-        peer = _peer(str(address.value_for_protocol("p2p")))
-        place = address.decapsulate_code(421).to_bytes()
-        _, writer = await self._ask(_CONNECT, 2, _bytes(1, peer) + _bytes(2, place) + _number(3, int(PATIENCE_S)))
+        """Dial a peer, over a relay where its place says so. ConnectionError: no connection, with go's words."""
+        place, _, peer = endpoint.rpartition("/p2p/")
+        wanted = _bytes(1, _peer(peer)) + _bytes(2, Multiaddr(place).to_bytes()) + _number(3, int(PATIENCE_S))
+        _, writer = await self._ask(_CONNECT, 2, wanted)
         writer.close()
 
     async def open(self, peer_id: str, protocol: str) -> tuple[StreamReader, StreamWriter]:
@@ -77,13 +78,13 @@ class Control:
         )
         writer.close()
 
-    async def place(self) -> str:
-        """The multiaddr that it listens on."""
+    async def places(self) -> list[str]:
+        """The multiaddrs at which it says it is reached, the one that it listens on first."""
         reader, writer = await self._connected()
         writer.write(_delimited(_number(1, _IDENTIFY)))
         fields = dict(_fields(await _message(reader)))
         writer.close()
-        return str(Multiaddr(dict(_fields(fields[4]))[2]))
+        return [str(Multiaddr(content)) for number, content in _fields(fields[4]) if number == 2]
 
     def close(self) -> None:
         """Accept no more streams."""
@@ -115,14 +116,29 @@ class Daemon(Control):
         binary: `tests.others.go_libp2p()`.
         who: its key.
         security: "tls", "noise", or "" for both.
+        circuits: it speaks, and is spoken with, over relays.
+        relays: it is one.
+        reserves_at: the multiaddr of a relay where it asks for a place, as one that nobody can dial.
     """
 
-    def __init__(self, binary: Path, who: Identity, *, security: str = "") -> None:
+    def __init__(
+        self,
+        binary: Path,
+        who: Identity,
+        *,
+        security: str = "",
+        circuits: bool = False,
+        relays: bool = False,
+        reserves_at: str = "",
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="p2pd-"))  # a Unix socket's path has 108 bytes at most
         super().__init__(self.folder)
         self.who = who
         self._binary = binary
         self._security = security
+        self._circuits = circuits or relays or bool(reserves_at)
+        self._relays = relays
+        self._reserves_at = reserves_at
         self._process: subprocess.Popen[bytes] | None = None
         self.endpoint = ""
         """Its multiaddr with the PeerID, once it runs."""
@@ -131,7 +147,7 @@ class Daemon(Control):
         self._process = self._launched()
         try:
             await self._started()
-            self.endpoint = f"{await self.place()}/p2p/{self.who.peer_id}"
+            self.endpoint = f"{(await self.places())[0]}/p2p/{self.who.peer_id}"
         except BaseException:
             self.stop()
             raise
@@ -149,7 +165,7 @@ class Daemon(Control):
         shutil.rmtree(self.folder)
 
     def log(self) -> str:
-        """What it has written, with what it says about identify."""
+        """What it has written, see `LOGGED`."""
         return (self.folder / "log").read_text()
 
     @property
@@ -161,14 +177,20 @@ class Daemon(Control):
     def _launched(self) -> subprocess.Popen[bytes]:
         key = self.folder / "key"
         key.write_bytes(create_new_key_pair(self.who.secret).private_key.serialize())
-        flags = [f"-{kind}={str(self._security in ('', kind)).lower()}" for kind in ("tls", "noise")]
+        flags = [f"-relay={str(self._circuits).lower()}", f"-relayService={str(self._relays).lower()}"]
+        if self._relays:
+            flags += ["-forceReachabilityPublic"]
+        if self._reserves_at:
+            flags += ["-autoRelay", "-relayDiscovery=false", f"-trustedRelays={self._reserves_at}"]
+            flags += ["-forceReachabilityPrivate", "-dhtClient"]  # it wants a DHT for that
+        flags += [f"-{kind}={str(self._security in ('', kind)).lower()}" for kind in ("tls", "noise")]
         with open(self.folder / "log", "wb") as log:
             return subprocess.Popen(
                 [
                     self._binary, "-listen", f"/unix{self.folder / CONTROL}", "-hostAddrs", "/ip4/127.0.0.1/tcp/0",
-                    "-id", key, "-relay=false", *flags,
+                    "-id", key, *flags,
                 ],
-                stdout=log, stderr=log, env={**os.environ, "GOLOG_LOG_LEVEL": "error,net/identify=debug"},
+                stdout=log, stderr=log, env={**os.environ, "GOLOG_LOG_LEVEL": LOGGED},
             )  # fmt: skip
 
     async def _started(self) -> None:

@@ -15,6 +15,7 @@ const { createLibp2p } = await import("libp2p");
 const { noise } = await import("@chainsafe/libp2p-noise");
 const { yamux } = await import("@chainsafe/libp2p-yamux");
 const { tls } = await import("@libp2p/tls");
+const { circuitRelayTransport } = await import("@libp2p/circuit-relay-v2");
 const { tcp } = await import("@libp2p/tcp");
 const { identify } = await import("@libp2p/identify");
 const { ping } = await import("@libp2p/ping");
@@ -22,14 +23,14 @@ const { privateKeyFromRaw } = await import("@libp2p/crypto/keys");
 const { multiaddr } = await import("@multiformats/multiaddr");
 
 const FRAMES = "/swarm/frames/1.0.0";
-const [secret, security] = process.argv.slice(-2);
+const [secret, security, relay] = process.argv.slice(-3);
 const told = (answer) => process.stdout.write(`${JSON.stringify(answer)}\n`);
 const identified = [];
 
 const node = await createLibp2p({
   privateKey: privateKeyFromRaw(Buffer.from(secret, "hex")),
-  addresses: { listen: ["/ip4/127.0.0.1/tcp/0"] },
-  transports: [tcp()],
+  addresses: { listen: ["/ip4/127.0.0.1/tcp/0", ...(relay === "nowhere" ? [] : [`${relay}/p2p-circuit`])] },
+  transports: [tcp(), circuitRelayTransport()],
   connectionEncrypters: [security === "tls" ? tls() : noise()],
   streamMuxers: [yamux()],
   services: { identify: identify(), ping: ping() },
@@ -90,7 +91,7 @@ await node.handle(FRAMES, async (stream) => {
     const { kind, payload } = await next();
     if (kind === 1) await send(stream, frame(2, "", Buffer.concat([Buffer.from(digest(payload), "hex"), payload])));
   }
-});
+}, { runOnLimitedConnection: true });
 
 const questions = {
   connect: async ({ to }) => {
@@ -98,9 +99,10 @@ const questions = {
     return {};
   },
   ping: async ({ to }) => ({ ms: await node.services.ping.ping(multiaddr(to)) }),
+  reached: async () => ({ at: node.getMultiaddrs().map(String) }),
   identified: async () => ({ identified }),
   request: async ({ to, name, size }) => {
-    const stream = await node.dialProtocol(multiaddr(to), FRAMES);
+    const stream = await node.dialProtocol(multiaddr(to), FRAMES, { runOnLimitedConnection: true });
     const payload = Buffer.alloc(size, "swarm of hospitals ");
     const answer = reader(stream)();
     await send(stream, frame(1, name, payload));
