@@ -24,6 +24,10 @@ GUESSED = 4
 LAST = 4
 """One round in so many is looked at, the last ones: what is learned by heart is learned late."""
 
+FAR = 2.0
+"""How far a canary's values lie from the middle, in half spans of the known ones: privacy has to hold for any record."""
+BLOCK = 4
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -40,10 +44,18 @@ class Audit:
 
 
 def planted(count: int, known: Known, labels: Tensor, chance: torch.Generator) -> Records:
-    """Canaries: inputs without any structure between the least and the greatest, with labels drawn from true ones."""
-    noise = torch.rand((count, *known.mean.shape), generator=chance, dtype=torch.float64)
-    x = (known.low + (known.high - known.low) * noise).float()
-    return Records(x, labels[torch.randint(len(labels), (count,), generator=chance)])
+    """Canaries: inputs that are like no record, each value far below or far above, with labels drawn by lot.
+
+    Of an image (channels, height, width) blocks of 4 x 4 pixels go together, so that a network sees them.
+    """
+    shape = tuple(known.mean.shape)
+    drawn = (*shape[:-2], -(-shape[-2] // BLOCK), -(-shape[-1] // BLOCK)) if len(shape) == 3 else shape
+    signs = 2.0 * torch.randint(2, (count, *drawn), generator=chance, dtype=torch.float64) - 1
+    if len(shape) == 3:
+        signs = signs.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., : shape[-2], : shape[-1]]
+    middle, half = (known.low + known.high) / 2, (known.high - known.low) / 2
+    kinds = torch.unique(labels, dim=0)
+    return Records((middle + FAR * half * signs).float(), kinds[torch.randint(len(kinds), (count,), generator=chance)])
 
 
 def scores(first: Tensor, after: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class Settings:
     epsilon: float = 8.0
     """Of the private variant where the policy has none."""
     plan: Plan = field(default_factory=Plan)
-    canaries: int = 200
+    canaries: int = 400
     shadows: int = 4
     """Shadow models; an even number, 2 or more."""
     rounds: int = 0
