@@ -7,18 +7,19 @@ several members, or again by an auditor, and are the same bytes every time. A ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from swarm.config import Policy
 from swarm.encoding import Digest
-from swarm.merge.disk import Input, in_threads, write_at, written
+from swarm.merge.disk import Found, Input, in_threads, write_at, written
 from swarm.merge.encoding import BLOCK, blocks_of, decode_int8, update_schema
-from swarm.merge.fixed import Float64s, Int64s, NotFinite, Raw, Seen, load
+from swarm.merge.fixed import Float64s, NotFinite, Raw, Seen, load
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.layout import Layout, Segment
 from swarm.merge.report import COMPARED_EVERY, UpdateReport
@@ -29,6 +30,7 @@ from swarm.merge.squares import Squares, squares_of
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
 THREADS = 2
+Found_co = TypeVar("Found_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,19 @@ def update_size(base: Path, policy: Policy) -> int:
     return update_schema(model_schema(Schema.of_file(base)), policy.encoding).size_bytes
 
 
+class WholePass(Protocol[Found_co]):
+    """Looks at every update's float coordinates, block by block; one for each thread."""
+
+    size: int
+    read: Raw
+
+    def add(self, row: int, raw: Raw, dtype: str, size: int) -> None: ...
+
+    def finish(self, size: int) -> None: ...
+
+    def take(self) -> Found_co: ...
+
+
 class _Job:
     """The open files of a merge, what is done with them, and what was seen so far."""
 
@@ -203,28 +218,29 @@ class _Job:
 
     def squares(self) -> tuple[int, ...]:
         """The updates' squared lengths: a pass over their float coordinates."""
-        return squares_of(self._totals(Squares), len(self._updates))
+        members, fixed = len(self._updates), fixed_point(self._policy)
+        return squares_of(self._totals(lambda: Squares(members, fixed)), members)
 
     def gram(self) -> Gram:
         """The updates' inner products: a pass over their float coordinates."""
-        return gram_of(self._totals(Products), len(self._updates))
-
-    def _totals(self, kind: type[Squares] | type[Products]) -> list[Int64s]:
-        """What `kind` finds in each chunk."""
         members, fixed = len(self._updates), fixed_point(self._policy)
+        return gram_of(self._totals(lambda: Products(members, fixed)), members)
 
-        def totals_of(bench: Squares | Products, chunk: int) -> Int64s:
+    def _totals(self, prepare: Callable[[], WholePass[Found]]) -> list[Found]:
+        """What a pass over the updates' float coordinates finds in each chunk."""
+
+        def totals_of(bench: WholePass[Found], chunk: int) -> Found:
             start = chunk * CHUNK_BYTES
             for piece in self.layout.pieces(start, start + CHUNK_BYTES, bench.size):
                 if piece.is_float and piece.kind == MODEL:
-                    for row in range(members):
+                    for row in range(len(self._updates)):
                         with self._blamed(row, piece):
                             bench.add(row, *self._update(row, piece, bench.read), piece.count)
                     bench.finish(piece.count)
             return bench.take()
 
         chunks = range(chunk_count(self.size_bytes))
-        return in_threads(chunks, self._threads, lambda: kind(members, fixed), totals_of)
+        return in_threads(chunks, self._threads, prepare, totals_of)
 
     def _chunk(self, bench: _Bench, chunk: int, target: int | None) -> tuple[Digest, list[Seen]]:
         """Merge and write one chunk; its leaf and what was seen of each update."""
@@ -255,10 +271,19 @@ class _Job:
         return leaf(out.data), total
 
     def _look(self, bench: _Bench, chunk: int) -> list[Seen]:
-        """What was seen of each update in one chunk."""
+        """What was seen of each update in one chunk, of which nothing is added up."""
         start, total = chunk * CHUNK_BYTES, [Seen()] * len(self._updates)
         for piece in self.layout.pieces(start, start + CHUNK_BYTES, self._plan.block):
-            self._take(bench, piece, total)
+            if not piece.is_float:
+                self._take(bench, piece, total)
+                continue
+            for row in range(len(self._updates)):
+                with self._blamed(row, piece):
+                    raw, dtype = self._update(row, piece, bench.read)
+                    seen = self._plan.fixed.look(raw, dtype, bench.values[: piece.count])
+                    self._check_range(seen)
+                if piece.kind == MODEL:
+                    total[row] += seen
         return total
 
     def _take(self, bench: _Bench, piece: Segment, total: list[Seen]) -> None:

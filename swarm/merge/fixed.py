@@ -113,14 +113,10 @@ class FixedPoint:
         Raises:
             NotFinite: an element is NaN or infinite.
         """
-        if dtype == "F32":
-            source = raw.view("<f4")
-            squares = float(np.einsum("i,i->", source, source))
-            # No comparison with NaN holds, so what is not finite takes the other path too.
-            if squares <= self._calm:
-                np.multiply(source, np.float32(2.0**self.bits), out=source)
-                np.copyto(out, source)
-                return np.rint(out, out=out), Seen(0, squares)
+        calm = self._calm_steps(raw, dtype)
+        if calm is not None:
+            np.copyto(out, calm[0])
+            return out, calm[1]
         clipped = 0
         values = load(raw, dtype, out)
         # Minimum and maximum pass a NaN on.
@@ -131,6 +127,38 @@ class FixedPoint:
         squares = float(np.einsum("i,i->", values, values))
         np.multiply(values, 2.0**self.bits, out=values)
         return np.rint(values, out=values), Seen(clipped, squares)
+
+    def whole(self, raw: Raw, dtype: str, out: Int64s) -> tuple[Int64s, Seen]:
+        """As `quantize`, in int64."""
+        calm = self._calm_steps(raw, dtype)
+        if calm is not None:
+            np.copyto(out, calm[0], casting="unsafe")
+            return out, calm[1]
+        steps, seen = self.quantize(raw, dtype, out.view(np.float64))
+        return np.subtract(biased(steps), BIAS, out=out), seen
+
+    def look(self, raw: Raw, dtype: str, scratch: Float64s) -> Seen:
+        """Only what is seen of a tensor's elements; arguments and errors as in `quantize`."""
+        squares = self._calm_squares(raw, dtype)
+        return Seen(0, squares) if squares is not None else self.quantize(raw, dtype, scratch)[1]
+
+    def _calm_squares(self, raw: Raw, dtype: str) -> float | None:
+        """The sum of the squares of float32 elements; None if one of them may be beyond the range or not finite."""
+        if dtype != "F32":
+            return None
+        source = raw.view("<f4")
+        squares = float(np.einsum("i,i->", source, source))
+        # No comparison with NaN holds.
+        return squares if squares <= self._calm else None
+
+    def _calm_steps(self, raw: Raw, dtype: str) -> tuple[NDArray[np.float32], Seen] | None:
+        """The steps of calm float32 elements where those lay: a power of two and a rounding leave them float32."""
+        squares = self._calm_squares(raw, dtype)
+        if squares is None:
+            return None
+        source = raw.view("<f4")
+        np.multiply(source, np.float32(2.0**self.bits), out=source)
+        return np.rint(source, out=source), Seen(0, squares)
 
     def of(self, values: NDArray[Any]) -> tuple[Int64s, Seen]:
         """Fixed point of float64 values as integers, and what was seen of them. For tests and small vectors."""

@@ -32,7 +32,12 @@ class Limbs:
         Raises:
             NotFinite: an element is NaN or infinite.
         """
-        values, _ = self._fixed.quantize(raw, dtype, out[0])
+        self._fixed.quantize(raw, dtype, out[0])
+        self.split(out)
+
+    def split(self, out: NDArray[np.float64]) -> None:
+        """Write the limbs of the steps in the first row of `out`, (count, elements), to all of its rows."""
+        values = out[0]
         for level in range(self.count - 1, 0, -1):
             limb = out[level]
             np.add(values, self._shifts[level], out=limb)

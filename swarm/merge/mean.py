@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.merge.fixed import BIAS, FixedPoint, Float64s, Raw, Seen, biased, check_finite, load, store
+from swarm.merge.fixed import FixedPoint, Float64s, Raw, Seen, check_finite, load, store
 
 Number: TypeAlias = NDArray[Any]
 """Whole numbers in float64 or int64."""
@@ -79,9 +79,6 @@ class Sum:
         self._plan = plan
         self._scale = float(plan.scale)
         self._in_floats = sum(map(abs, plan.coefficients)) * fixed.limit <= WHOLE_MAX
-        # Every row brings BIAS times its coefficient. Modulo 2**64 all of it is taken off beforehand.
-        bias = -BIAS * sum(plan.coefficients)
-        self._start = np.int64((bias + 2**63) % 2**64 - 2**63)
         self._totals = np.empty(size, np.int64)
         self._values = np.empty(size)
         self._total = self._totals
@@ -92,7 +89,7 @@ class Sum:
         if self._in_floats:
             self._total.view(np.float64).fill(0.0)
         else:
-            self._total.fill(self._start)
+            self._total.fill(0)
 
     def add(self, row: int, raw: Raw, dtype: str) -> Seen:
         """Add one update's elements; what `raw` holds is overwritten.
@@ -100,12 +97,13 @@ class Sum:
         Raises:
             NotFinite: an element is NaN or infinite.
         """
-        steps, seen = self._fixed.quantize(raw, dtype, self._values[: len(self._total)])
-        coefficient = self._plan.coefficients[row]
+        room, coefficient = self._values[: len(self._total)], self._plan.coefficients[row]
         if self._in_floats:
+            steps, seen = self._fixed.quantize(raw, dtype, room)
             _add(self._total.view(np.float64), steps, float(coefficient))
         else:
-            _add(self._total, biased(steps), coefficient)
+            whole, seen = self._fixed.whole(raw, dtype, room.view(np.int64))
+            _add(self._total, whole, coefficient)
         return seen
 
     def change(self) -> Float64s:

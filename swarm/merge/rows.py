@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from swarm.merge.fixed import BIAS, FixedPoint, Float64s, Int64s, Raw, Seen, biased
+from swarm.merge.fixed import FixedPoint, Float64s, Int64s, Raw, Seen
 from swarm.merge.mean import add_to_base
 
 # The steps of all members for one block: what a core's second cache and the one behind it hold.
@@ -51,10 +51,7 @@ class Rows:
 
     def add(self, row: int, raw: Raw, dtype: str) -> Seen:
         """Take one update's elements. NotFinite: an element is NaN or infinite."""
-        place = self._rows[row, : self._size]
-        steps, seen = self._fixed.quantize(raw, dtype, place.view(np.float64))
-        np.subtract(biased(steps), BIAS, out=place)
-        return seen
+        return self._fixed.whole(raw, dtype, self._rows[row, : self._size])[1]
 
     def change(self) -> Float64s:
         """By how much the merge moves the parameters. It stands until the next `start`."""

@@ -15,7 +15,7 @@ from swarm.merge.fixed import FixedPoint
 from swarm.merge.gram import Products, distance_squared, distances, gram_of, norm_squared
 from swarm.merge.limbs import BLOCK_MAX
 from swarm.merge.schema import FLOATS
-from swarm.merge.squares import BLOCK, Squares, squares_of
+from swarm.merge.squares import BLOCK, Squares, is_near, squares_of
 from tests.merge.golden import SCHEMA, WEIGHTS, write_inputs
 from tests.merge.reference import Values, decoded, policy, read_file, steps_of
 
@@ -125,3 +125,24 @@ def test_coefficients_have_room_or_the_policy_cannot_work() -> None:
     assert steps_in(0.5, FixedPoint(32, 8.0)) == 2**31
     with pytest.raises(ValueError, match="less than one step"):
         steps_in(2.0**-33, FixedPoint(32, 8.0))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 8e-3, 0.03, 0.3, 3.0])
+@pytest.mark.parametrize("bits", [16, 32, 38])
+def test_squared_lengths_of_float32_are_exact_beyond_64_bits(bits: int, scale: float) -> None:
+    fixed = FixedPoint(bits, 8.0)
+    values = np.random.default_rng(bits).normal(0, scale, BLOCK).astype("<f4")
+    squares = Squares(1, fixed)
+    squares.add(0, values.copy().view(np.uint8), "F32", BLOCK)
+    assert squares.take() == (sum(int(step) ** 2 for step in fixed.of(values)[0]),)
+
+
+def test_the_last_64_bits_alone_would_name_another_length() -> None:
+    """The planted mistake: where float32 cannot tell which multiple of 2**64 is near, the limbs have to."""
+    fixed, values = FixedPoint(40, 8.0), np.full(BLOCK, 7.5, "<f4")
+    squares, exact = Squares(1, fixed), BLOCK * (7.5 * 2**40) ** 2
+    assert not is_near(exact, BLOCK)
+    steps = fixed.whole(values.copy().view(np.uint8), "F32", np.empty(BLOCK, np.int64))[0]
+    assert squares._nearest(steps, exact * (1 + 2.0**-12)) != exact
+    squares.add(0, values.view(np.uint8), "F32", BLOCK)
+    assert squares.take() == (exact,)
