@@ -74,6 +74,8 @@ class MaskState:
     revealed: frozenset[Address] = frozenset()
     mine: bytes = b""
     """This node's newest key on the ledger, empty where it has none."""
+    groups: tuple[frozenset[Address], ...] = ()
+    """Where the round is merged in groups: all frozen members, each in one; the contract knows nothing of it."""
 
     @property
     def members(self) -> frozenset[Address]:
@@ -329,8 +331,10 @@ def summed(state: RoundState, masks: MaskState) -> RoundState:
 
 
 def enough(state: RoundState, masks: MaskState, terms: MaskTerms) -> bool:
-    """Whether there is a sum to be opened."""
-    return masks.stage is Stage.FROZEN and len(survivors_of(state, masks)) >= max(terms.needed, masks.threshold)
+    """Whether there is a sum to be opened; in groups, one of each."""
+    survivors = survivors_of(state, masks)
+    hidden = all(len(group & survivors) >= SURVIVORS_MIN for group in masks.groups)
+    return masks.stage is Stage.FROZEN and hidden and len(survivors) >= max(terms.needed, masks.threshold)
 
 
 def gives_up(

@@ -21,7 +21,7 @@ from swarm.ledger.client import decode_metrics
 from swarm.ledger.genesis import BLIND, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Merged, merge
-from swarm.merge.alarm import Judged, settled
+from swarm.merge.alarm import Judged, in_groups, settled
 from swarm.merkle import CHUNK_BYTES, digest_of_chunks
 from swarm.quorum import faults_max, quorum
 from swarm.rounds import PARTS, Submission, leader_of
@@ -452,17 +452,18 @@ def _seen_again(
     here = run.sums[index]
     if policy is None:
         return None
-    if here is None:
+    grouped = in_groups(policy, run.judged[:index])
+    if here is None or (grouped and run.masks.opened_before(here)):
         if checkpoint != base:
             raise Difference(
                 f"run {run.number} ({run.name}) round {index}: no sum was opened, yet it changed something"
             )
         return round_seen(run.number, index, (), (), left_out, "no second sum of it was opened")
-    opened = open_again(chain, run.number, run.policy, policy, base, here, submissions, store)
+    opened = open_again(chain, run.number, run.policy, policy, base, here, submissions, store, grouped=grouped)
     if opened is None:
         return None
     _compare(run, index, opened.digest, checkpoint)
-    return round_seen(run.number, index, (), (), left_out, opened.refused)
+    return round_seen(run.number, index, (), (), left_out, opened.refused, opened.groups)
 
 
 def _policy(run: RunStory, store: Path) -> Policy | None:

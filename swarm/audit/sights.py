@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from swarm.encoding import Address
 from swarm.identity import checksum
 from swarm.merge import UpdateReport, standing_out
+from swarm.merge.blind.merging import GroupSeen
 from swarm.rounds import Submission
 
 
@@ -32,7 +33,9 @@ class RoundSeen:
     left_out: Mapping[str, str]
     """Members whose update was not merged, and why."""
     unchanged: str = ""
-    """Why a blind round closed as it began; empty where it did not."""
+    """Why a round closed as it began, or went back; empty where its updates were merged."""
+    groups: tuple[GroupSeen, ...] = ()
+    """Of a blind round that was merged in groups."""
 
     @property
     def lines(self) -> list[str]:
@@ -41,6 +44,10 @@ class RoundSeen:
         found = [f"{where}: {member} was left out: {why}" for member, why in self.left_out.items()]
         if self.unchanged:
             found.append(f"{where}: it changed nothing: {self.unchanged}")
+        for group in self.groups:
+            names = ", ".join(map(checksum, group.members))
+            said = f"counts as no change: {group.refused}" if group.refused else f"has a mean {group.norm:.4g} long"
+            found.append(f"{where}: merged in groups: that of {names} {said}")
         return found + [
             f"{where}: the update of {update.member} stands out: {update.stands_out}"
             for update in self.updates
@@ -55,6 +62,7 @@ def round_seen(
     reports: Sequence[UpdateReport],
     left_out: Mapping[Address, str],
     unchanged: str = "",
+    groups: tuple[GroupSeen, ...] = (),
 ) -> RoundSeen:
     """What one merge saw, members by their addresses."""
     strange = standing_out(reports)
@@ -63,4 +71,4 @@ def round_seen(
         for place, (submission, seen) in enumerate(zip(submissions, reports, strict=True))
     )
     words = {checksum(member): why for member, why in left_out.items()}
-    return RoundSeen(run, round_, updates, words, unchanged)
+    return RoundSeen(run, round_, updates, words, unchanged, groups)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from swarm.encoding import Address, Digest, from_hex, sha256, short
 from swarm.errors import PeerError
 from swarm.merge.blind.blob import Blob
 from swarm.merge.blind.encode import Encoding, exponents_of
+from swarm.merge.blind.groups import groups_of
 from swarm.merge.blind.keys import Attempt, Seat
 from swarm.merge.blind.merging import BlindMerged, merge
 from swarm.merge.blind.unmask import Frozen, Reveal, Said, Shares, Survivors, Unmasking, freeze, unmasking
@@ -84,6 +85,8 @@ class MaskStory:
     here: Try | None = None
     spent: tuple[int, int] | None = None
     """The round and attempt of the last sum that may be known."""
+    opened: list[tuple[int, int]] = field(default_factory=list)
+    """Every round and attempt in which a mask was opened."""
 
     def follow(self, name: str, values: Mapping[str, Any], unstruck: tuple[Submission, ...]) -> None:
         """One event of the contract of blind rounds, in order.
@@ -111,6 +114,10 @@ class MaskStory:
         if here is None or here.round != round_ or not here.survivors:
             return None
         return here
+
+    def opened_before(self, here: Try) -> bool:
+        """Whether a mask was opened in an earlier attempt of a round."""
+        return any(round_ == here.round and number < here.number for round_, number in self.opened)
 
     def restarted(self) -> None:
         """The round takes submissions again: what was joined is over."""
@@ -174,6 +181,7 @@ class MaskStory:
             len(found) >= max(SURVIVORS_MIN, here.threshold), f"attempt {here.number} opens a sum of {len(found)}"
         )
         here.survivors = found
+        self.opened.append((here.round, here.number))
 
     def _revealed(self, here: Try, values: Mapping[str, Any], unstruck: tuple[Submission, ...]) -> None:
         member = _address(values["member"])
@@ -219,9 +227,13 @@ def open_again(
     here: Try,
     submissions: tuple[Submission, ...],
     store: Path,
+    *,
+    grouped: bool,
 ) -> BlindMerged | None:
     """The sum of a round, opened again from the store; None where the store does not hold all that it takes.
 
+    Args:
+        grouped: it was to be merged in groups.
     Raises:
         Difference: what the ledger and the bytes say cannot be opened.
     """
@@ -241,6 +253,9 @@ def open_again(
             here.seats[seat].member: [here.seats[other].member for other in here.dropped(seat)] for seat in here.held
         }
         frozen = freeze(attempt, confirmed)
+        if grouped:
+            places = {here.seats[seat].member: seat for seat in here.frozen}
+            frozen = replace(frozen, groups=groups_of(base, places, frozen.dropped))
         settled = Survivors(frozen, frozenset(here.seats[seat].member for seat in here.survivors))
         found = unmasking(settled, opened, [_said(here, frozen, *one) for one in here.said])
         if not isinstance(found, Unmasking):

@@ -40,11 +40,19 @@ def merges_of(rounds: Sequence[dict[str, Any]], name: Callable[[Address], str]) 
                 "merged": one.get("merged", ""),
                 "updates": told,
                 "unusable": unusable,
-                "sum": one.get("sum"),
+                "sum": _named(one.get("sum"), name),
                 "settled": one.get("settled", ""),
             }
         )
     return found
+
+
+def _named(found: dict[str, Any] | None, name: Callable[[Address], str]) -> dict[str, Any] | None:
+    """What was seen of a blind round's sums, members of groups by their names."""
+    if found is None or "groups" not in found:
+        return found
+    groups = [one | {"members": [name(from_hex(who, size=20)) for who in one["members"]]} for one in found["groups"]]
+    return found | {"groups": groups}
 
 
 def row_of(update: dict[str, Any]) -> list[str]:
@@ -69,6 +77,9 @@ def warnings_of(merges: Sequence[dict[str, Any]]) -> list[str]:
         if one.get("sum") and one["sum"]["refused"]:
             found.append(f"round {one['round']}: the sum is none of honest updates, and changed nothing: "
                          f"{one['sum']['refused']}")  # fmt: skip
+        for group in (one.get("sum") or {}).get("groups", []):
+            said = f"counts as no change: {group['refused']}" if group["refused"] else f"is {group['norm']:.4g} long"
+            found.append(f"round {one['round']}: merged in groups: the mean of {', '.join(group['members'])} {said}")
         if one.get("settled"):
             found.append(f"round {one['round']}: merged nothing: {one['settled']}")
         found += [

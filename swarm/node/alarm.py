@@ -19,8 +19,8 @@ class Alarm:
 
     settled: Settled | None
     """What the round ends with whatever was submitted; None: with its merge, or while it takes submissions."""
-    grouped: bool
-    """It is merged in groups."""
+    grouped: frozenset[int] | None
+    """Where it is merged in groups, the attempts at its masks in which one was opened; None where it is not."""
     before: Digest
     """The base of the round before, to which an alarm may go back; of the first round its own."""
 
@@ -33,7 +33,9 @@ async def alarm_of(telling: Telling, policy: Policy, run: Run, state: RoundState
     """
     closed = judged(run.genesis, await telling.rounds(run.id, state.round))
     before = closed[-1].base if closed else state.base
-    grouped = in_groups(policy, closed)
+    grouped = await telling.opened(state) if in_groups(policy, closed) else None
+    if grouped is None and in_groups(policy, closed):
+        return None
     if state.phase is Phase.SUBMIT:
         return Alarm(None, grouped, before)
     told = await telling.as_of(state)

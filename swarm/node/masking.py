@@ -11,12 +11,13 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from swarm.blind import (
+    SURVIVORS_MIN,
     Confirm,
     ForgetKey,
     Freeze,
@@ -47,9 +48,11 @@ from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
 from swarm.merge.blind.blob import Blob, Held, blob_of, open_blob
 from swarm.merge.blind.encode import Encoding, Unfit, encode, exponents_of
+from swarm.merge.blind.groups import groups_of
 from swarm.merge.blind.keys import Attempt, Fresh, Keys, Seat
 from swarm.merge.blind.merging import BadVector, BlindMerged, merge
 from swarm.merge.blind.unmask import (
+    Edge,
     Frozen,
     Missing,
     Reveal,
@@ -144,15 +147,26 @@ class Masking:
 
     # --- what is known
 
-    async def read(self, run: Run, state: RoundState, before: Veil | None, contracts: Contracts) -> Veil:
+    async def read(
+        self,
+        run: Run,
+        state: RoundState,
+        before: Veil | None,
+        contracts: Contracts,
+        *,
+        grouped: Collection[int] | None = None,
+    ) -> Veil:
         """The masks of the round that `state` tells of, as of the same block.
 
         Args:
             contracts: as they were right after the block that `state` was read from.
+            grouped: of a round that is merged in groups, the attempts in which a mask was opened.
         """
         if not self._chain_id:
             self._chain_id = await self._contracts.chain_id()
         masks = await contracts.masks.state(run.id, self._me)
+        if grouped is not None:
+            masks = in_groups(state.base, masks, grouped)
         same = before is not None and (before.state.round, before.state.attempt) == (masks.round, masks.attempt)
         veil = before if same and before is not None else Veil(run, masks)
         if before is not None and not same and before.state.round == masks.round:
@@ -410,14 +424,7 @@ class Masking:
     # --- submitting
 
     def _frozen(self, attempt: Attempt, masks: MaskState) -> Frozen:
-        edges = {seat.member: seat.edges for seat in masks.seats}
-        dropped = frozenset(
-            frozenset((one, other))
-            for one in masks.frozen
-            for other in masks.frozen
-            if one < other and (other not in edges[one] or one not in edges[other])
-        )
-        return Frozen(attempt, masks.frozen, dropped)
+        return Frozen(attempt, masks.frozen, dropped_edges(masks), masks.groups)
 
     def _encoding(self, base: Digest, policy: Policy, masks: MaskState) -> Encoding:
         return encoding_of(self._store.path(base), policy, len(masks.frozen))
@@ -483,6 +490,8 @@ class Masking:
         seats = [seat for seat in masks.seats if seat.member in masks.frozen]
         if not masks.survivors or not all(seat.blob is not None and self._store.has(seat.blob) for seat in seats):
             return None
+        if any(len(group & masks.survivors) < SURVIVORS_MIN for group in masks.groups):
+            return None
         if veil.unmasked is None or veil.unmasked[0] != veil.told:
             veil.unmasked = veil.told, self._unmask(state, veil)
         return veil.unmasked[1]
@@ -517,9 +526,38 @@ class Masking:
             merged = await asyncio.to_thread(work)
         except BadVector as error:
             return error
+        for group in merged.groups:
+            if group.refused:
+                names = ", ".join(map(short, group.members))
+                logger.warning("run %d round %d: the group of %s counts as no change: %s", duty.run, duty.round, names,
+                               group.refused)  # fmt: skip
         if merged.refused:
             logger.error("run %d round %d: the round changes nothing: %s", duty.run, duty.round, merged.refused)
         return merged
+
+
+def dropped_edges(masks: MaskState) -> frozenset[Edge]:
+    """The pairs of frozen members without a mask in common."""
+    edges = {seat.member: seat.edges for seat in masks.seats}
+    return frozenset(
+        frozenset((one, other))
+        for one in masks.frozen
+        for other in masks.frozen
+        if one < other and (other not in edges[one] or one not in edges[other])
+    )
+
+
+def in_groups(base: Digest, masks: MaskState, opened: Collection[int]) -> MaskState:
+    """The masks of a round that is merged in groups.
+
+    Args:
+        opened: the attempts of the round in which a mask was opened. Those of a group are fewer than may lie, so the
+            contract does not call the round spent for them; but their sum may be known, and no other is opened.
+    """
+    if any(attempt < masks.attempt for attempt in opened):
+        return replace(masks, spent=True)
+    seats = {seat.member: seat.seat for seat in masks.seats if seat.member in masks.frozen}
+    return replace(masks, groups=groups_of(base, seats, dropped_edges(masks)))
 
 
 def terms_of(policy: Policy) -> MaskTerms:

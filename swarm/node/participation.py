@@ -240,11 +240,8 @@ class Participation:
             if effort.state is not None and effort.run.state in (RunState.FINISHED, RunState.STOPPED):
                 continue
             before = effort.state
-            if effort.run.blind:
-                state = await self._read_blind(effort)
-            else:
-                state = await self._contracts.round_state(effort.run.id)
-            effort.state = state
+            effort.state, effort.alarm = await self._read_round(effort)
+            state = effort.state
             effort.run = replace(effort.run, state=state.state, round=state.round, checkpoint=state.base)
             self._store.pin_only(
                 {state.base, effort.run.policy, *(s.digest for s in state.submissions)}
@@ -262,11 +259,6 @@ class Participation:
                     )
             if self._knows_policy(effort) and effort.policy is not None and effort.policy.private:
                 effort.over_budget = await self._over_budget(effort.policy, state)
-            if effort.policy is not None and effort.policy.acts_on_alarm:
-                effort.alarm = None
-                effort.alarm = await alarm_of(self.telling, effort.policy, effort.run, state)
-                if effort.alarm is not None:
-                    self._store.pin_only({effort.alarm.before}, f"alarm of run {state.run}")
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -279,12 +271,21 @@ class Participation:
         members = {s.member for s in state.merged}
         return frozenset(member for member in members & told.keys() if not policy.allows(told[member]))
 
-    async def _read_blind(self, effort: Effort) -> RoundState:
-        """The round and its masks as of one block: what is opened depends on both."""
-        contracts = self._contracts.at(await self._contracts.height())
-        state = await contracts.round_state(effort.run.id)
-        effort.veil = await self.masking.read(effort.run, state, effort.veil, contracts)
-        return state
+    async def _read_round(self, effort: Effort) -> tuple[RoundState, Alarm | None]:
+        """The round, and in a blind run its masks, as of one block: what is opened depends on all."""
+        while True:
+            contracts = self._contracts.at(await self._contracts.height()) if effort.run.blind else self._contracts
+            state, alarm = await contracts.round_state(effort.run.id), None
+            policy = effort.policy if self._knows_policy(effort) else None
+            if policy is not None and policy.acts_on_alarm and state.state is RunState.OPEN:
+                alarm = await alarm_of(self.telling, policy, effort.run, state)
+                if alarm is None:
+                    continue  # the ledger has gone on meanwhile
+                self._store.pin_only({alarm.before}, f"alarm of run {state.run}")
+            if effort.run.blind:
+                grouped = alarm.grouped if alarm is not None else None
+                effort.veil = await self.masking.read(effort.run, state, effort.veil, contracts, grouped=grouped)
+            return state, alarm
 
     def _start_duties(self) -> None:
         now_s = self._clock()
@@ -645,7 +646,7 @@ class Participation:
             await asyncio.to_thread(self._store.put_file, out, move=True)
         finally:
             out.unlink(missing_ok=True)
-        self.reports.summed(duty.run, duty.round, merged.digest, duty.submissions, merged.norm, merged.refused)
+        self.reports.summed(duty.run, duty.round, merged, duty.submissions)
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = merged.digest
         logger.info("run %d round %d: opened the sum of %d updates", duty.run, duty.round, len(duty.submissions))

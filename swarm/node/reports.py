@@ -12,6 +12,7 @@ from typing import Any
 
 from swarm.encoding import Address, Digest, to_hex
 from swarm.merge import UpdateReport
+from swarm.merge.blind.merging import BlindMerged
 from swarm.rounds import Submission
 
 logger = logging.getLogger(__name__)
@@ -38,13 +39,19 @@ class Reports:
         ]
         self._write(run, round_, {"merged": to_hex(found), "updates": updates})
 
-    def summed(
-        self, run: int, round_: int, found: Digest, submissions: Sequence[Submission], norm: float, refused: str
-    ) -> None:
-        """Keep what a blind merge saw: of each update nothing, of their sum its length, or why it was not merged."""
-        members = [to_hex(submission.member) for submission in submissions]
-        told = {"members": members, "norm": norm, "refused": refused}
-        self._write(run, round_, {"merged": to_hex(found), "sum": told})
+    def summed(self, run: int, round_: int, merged: BlindMerged, submissions: Sequence[Submission]) -> None:
+        """Keep what a blind merge saw: of each update nothing, of their sums the lengths, or why one was not merged."""
+        told: dict[str, Any] = {
+            "members": [to_hex(submission.member) for submission in submissions],
+            "norm": merged.norm,
+            "refused": merged.refused,
+        }
+        if merged.groups:
+            told["groups"] = [
+                {"members": [to_hex(member) for member in group.members], "norm": group.norm, "refused": group.refused}
+                for group in merged.groups
+            ]
+        self._write(run, round_, {"merged": to_hex(merged.digest), "sum": told})
 
     def settled(self, run: int, round_: int, found: Digest, why: str) -> None:
         """Keep why a round ends with a checkpoint that stood before."""

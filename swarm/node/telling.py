@@ -13,7 +13,7 @@ from swarm.errors import UnavailableError
 from swarm.ledger.client import Contracts, Event, decode_metrics
 from swarm.rounds import RoundState
 
-EVENTS = ("Submitted", "Struck", "RoundRestarted", "RoundClosed")
+EVENTS = ("Submitted", "Struck", "SurvivorsFixed", "RoundRestarted", "RoundClosed")
 
 
 @dataclass
@@ -25,6 +25,8 @@ class _Run:
     """Of the round that is not closed."""
     view: int = 0
     """At which the round that is not closed began to take these submissions."""
+    fixed: set[int] = field(default_factory=set)
+    """The attempts at its masks in which somebody opened one."""
     epsilon: dict[Address, float] = field(default_factory=dict)
     """The most that each member ever declared to have spent, in submissions that were struck too."""
 
@@ -66,6 +68,12 @@ class Telling:
         now = len(here.closed) == state.round and here.view <= state.view
         return dict(here.open) if now and here.open.keys() == {s.member for s in state.merged} else None
 
+    async def opened(self, state: RoundState) -> frozenset[int] | None:
+        """The attempts of the round in which a mask was opened; None where the ledger is in a later round."""
+        await self._read()
+        here = self._runs.get(state.run, _Run())
+        return frozenset(here.fixed) if len(here.closed) == state.round else None
+
     async def epsilon(self, run: int, member: Address) -> float:
         """The most that a member ever declared to have spent of its privacy budget in a run; 0 if it never did."""
         await self._read()
@@ -88,8 +96,10 @@ class Telling:
                 here.epsilon[args["member"]] = max(here.epsilon.get(args["member"], 0.0), told.get(EPSILON, 0.0))
             case "Struck":
                 here.open.pop(args["member"], None)
+            case "SurvivorsFixed":
+                here.fixed.add(int(args["attempt"]))
             case "RoundRestarted":
                 here.open, here.view = {}, int(args["view"])
             case "RoundClosed":
                 here.closed.append(Told(int(args["round"]), args["checkpoint"], here.open))
-                here.open, here.view = {}, 0
+                here.open, here.view, here.fixed = {}, 0, set()

@@ -34,6 +34,9 @@ class Poisoned(Veiled):
             return update
         return File.of({**update.values, "layer.weight": np.full((3, 2), 0.99, "<f4")})
 
+    def weighs(self, site: Site, chance: random.Random) -> int:
+        return 1000 if site is self.founders[POISONER] else super().weighs(site, chance)
+
     def told(self, site: Site, place: Checkpoint) -> Mapping[str, float]:
         first = next(file for file in self.files.values() if "layer.weight" in file.values)
         moved = np.abs(values_of(place.path)["layer.weight"] - first.values["layer.weight"]).mean()
@@ -75,6 +78,29 @@ def test_an_auditor_finds_that_all_ignored_the_alarm() -> None:
             kind=Poisoned,
             liars=dict.fromkeys(range(4), Ignoring),
         )
+
+
+class Stubborn(Poisoned):
+    """The same site poisons the round that is merged in groups, too."""
+
+    poisoned = frozenset({1, 3})
+
+
+@pytest.mark.slow
+def test_after_an_alarm_nine_members_merge_in_groups_and_a_poisoner_is_in_one_of_them() -> None:
+    ended = play(BlindPlan(seed=1, members=9, rounds=5, alarm_action="groups"), kind=Stubborn)
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    assert checkpoints[2] == checkpoints[0]
+    assert checkpoints[3] not in checkpoints[:3]
+    # The median of the groups' means rings no alarm: the last round keeps it.
+    assert checkpoints[4] == checkpoints[3]
+    assert {found["round"] for found in ended.events("Revealed")} == {0, 1, 3}
+
+
+def test_fewer_than_nine_stay_with_one_sum() -> None:
+    ended = play(BlindPlan(seed=1, members=4, rounds=5, alarm_action="groups"), kind=Stubborn)
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    assert checkpoints[2] == checkpoints[4] == checkpoints[0]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 from swarm.errors import UnavailableError
 from swarm.ledger.client import Contracts, Event, encode_metrics
 from swarm.node.telling import Telling
+from swarm.rounds import Phase, RoundState, RunState, Submission
 
 A, B, C = b"a" * 20, b"b" * 20, b"c" * 20
 
@@ -57,7 +58,7 @@ def telling_of(ledger: Ledger) -> Telling:
 
 def test_only_what_was_merged_counts() -> None:
     ledger = Ledger(
-        [submitted(A, 9.0), submitted(C, 9.0), event("RoundRestarted")],
+        [submitted(A, 9.0), submitted(C, 9.0), event("RoundRestarted", view=9)],
         [submitted(A, 1.0), submitted(B, 2.0), event("Struck", member=B), closed(0)],
         [submitted(B, 3.0, run=2), submitted(A, 4.0), submitted(B, 5.0), closed(1), submitted(A, 6.0)],
     )
@@ -65,6 +66,32 @@ def test_only_what_was_merged_counts() -> None:
     assert told(telling, 2) == [{A: 1.0}, {A: 4.0, B: 5.0}]
     assert told(telling, 1) == [{A: 1.0}]
     assert told(telling, 0, run=2) == []
+
+
+def test_what_is_told_of_a_round_is_that_of_its_state_or_the_ledger_has_gone_on() -> None:
+    ledger = Ledger([submitted(A, 1.0), submitted(B, 2.0), event("SurvivorsFixed", round=0, attempt=1)])
+    telling = telling_of(ledger)
+
+    def as_of(round_: int, view: int, *members: bytes) -> dict[bytes, float] | None:
+        submissions = tuple(Submission(member, b"d" * 32, 1) for member in members)
+        state = RoundState(
+            1, RunState.OPEN, round_, Phase.MERGE, view, A, b"b" * 32, b"s" * 32, 0.0, 0.0, members, submissions
+        )  # fmt: skip
+        found = asyncio.run(telling.as_of(state))
+        opened.append(asyncio.run(telling.opened(state)))
+        return None if found is None else {member: metrics["loss"] for member, metrics in found.items()}
+
+    opened: list[frozenset[int] | None] = []
+    assert as_of(0, 3, A, B) == {A: 1.0, B: 2.0}
+    ledger.blocks.append([event("RoundRestarted", view=4), submitted(A, 7.0), submitted(B, 8.0)])
+    assert as_of(0, 3, A, B) is None
+    assert as_of(0, 4, A, B) == {A: 7.0, B: 8.0}
+    ledger.blocks.append([event("Struck", member=B)])
+    assert as_of(0, 4, A, B) is None
+    assert as_of(0, 4, A) == {A: 7.0}
+    ledger.blocks.append([closed(0), submitted(A, 1.0)])
+    assert as_of(0, 4, A) is None
+    assert opened == [frozenset({1})] * 5 + [None]
 
 
 def test_each_block_is_read_once_also_when_two_ask_at_once() -> None:

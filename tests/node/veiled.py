@@ -31,6 +31,7 @@ from swarm.ledger.abi import interface
 from swarm.ledger.genesis import BLIND, RUNS
 from swarm.ledger.ledger import Ledger
 from swarm.merge import Schema
+from swarm.merge.blind.groups import groups_of
 from swarm.node.participation import Participation
 from swarm.node.training import Checkpoint
 
@@ -217,7 +218,7 @@ class Veiled(World):
         again: Callable[[], Awaitable[Checkpoint]],
         take: Callable[[], Awaitable[Checkpoint]],
     ) -> Checkpoint:
-        update, weight, at = self.trained(site, place, chance), chance.randint(50, 1000), place
+        update, weight, at = self.trained(site, place, chance), self.weighs(site, chance), place
         self.plain[site.identity.address, place.round] = update, weight
         path = self._home / f"{site.name}-{place.round}.safetensors"
         path.write_bytes(update.data)
@@ -235,30 +236,45 @@ class Veiled(World):
         """A site's update of a round."""
         return small_update(chance, place.round)
 
+    def weighs(self, site: Site, chance: random.Random) -> int:
+        """On how many samples."""
+        return chance.randint(50, 1000)
+
     def told(self, site: Site, place: Checkpoint) -> Mapping[str, float]:
         """What it tells with it."""
         return {"loss": 1.0 / (1 + place.round)}
 
     def _check_sums(self, genesis: File) -> None:
-        """Every round's change is the weighted mean of its survivors' plain updates, as far as fixed point goes."""
+        """Every round's change is the weighted mean of its survivors' plain updates, or the median of their groups'
+        means, as far as fixed point goes."""
         base: Mapping[str, Any] = genesis.values
-        stood = {genesis.digest}
+        stood, went_back = [genesis.digest], False
         for closed in self.closed:
             stores = [site.node.store for site in self.founders if site.node is not None]
             merged = values_of(next(store.path(closed.checkpoint) for store in stores if store.has(closed.checkpoint)))
-            rows = [self.plain[member, closed.round] for member in closed.survivors]
+            groups = [closed.survivors]
+            if went_back and self.plan.alarm_action == "groups":
+                seats = {member: seat for seat, member in enumerate(self.observer._seats)}
+                groups = [*groups_of(stood[-1], {one: seats[one] for one in closed.survivors})] or groups
             summed = self.plan.policy.blind and closed.checkpoint not in stood
             for name in FLOATS if summed else ():
-                total = sum(weight for _, weight in rows)
-                mean = sum(np.float64(file.values[name]) * weight for file, weight in rows) / total
-                wrong = np.abs(np.float64(merged[name]) - np.float64(base[name]) - mean).max()
+                means = [self._mean(name, closed.round, group) for group in groups]
+                middle = np.sort(np.stack(means), axis=0)[len(means) // 2]
+                wrong = np.abs(np.float64(merged[name]) - np.float64(base[name]) - middle).max()
                 if wrong > 2e-6:
-                    raise Violation(f"round {closed.round}: {name} is {wrong:.3g} off the mean of {len(rows)} updates")
+                    raise Violation(f"round {closed.round}: {name} is {wrong:.3g} off the mean of {len(groups)} sums")
             base = merged
-            stood.add(closed.checkpoint)
+            went_back = closed.checkpoint in stood
+            stood.append(closed.checkpoint)
         for site in self.sites if self.plan.policy.blind else ():
             _check_kept(site, [file for file, _ in self.plain.values()])
         self._audit()
+
+    def _mean(self, name: str, round_: int, members: frozenset[Address]) -> Any:
+        """Of the plain updates of some."""
+        rows = [self.plain[member, round_] for member in members]
+        total = sum(weight for _, weight in rows)
+        return sum(np.float64(file.values[name]) * weight for file, weight in rows) / total
 
     def _audit(self) -> None:
         """An auditor finds the same, and opens every sum again that a site has the vectors of."""

@@ -4,24 +4,26 @@ The sum of one coordinate over the survivors is a whole number S below 2^31 in s
 order. A parameter becomes base + S · 2^e / U in float64, rounded once, where U is the sum of the weights; or what the
 policy's optimizer makes of S · 2^e / U. Exponents of the next round follow from the greatest S of each tensor.
 
-If the sum is none that honest members can have made, the checkpoint stays the base, for everybody alike.
+If the sum is none that honest members can have made, the checkpoint stays the base, for everybody alike. In a round of
+groups S / U of each group is one row, and the parameter moves by the middle one: exact, because their number is odd
+and products of float64 are in the order of what they round.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from swarm.encoding import Digest, short
+from swarm.encoding import Address, Digest, short
 from swarm.merge.blind.encode import Encoding, exponents_of
-from swarm.merge.blind.masks import Mask, Ring, apply
+from swarm.merge.blind.groups import borne
+from swarm.merge.blind.masks import Mask
+from swarm.merge.blind.summing import BLOCK, MaskedSum, SumRoom
 from swarm.merge.blind.unmask import Unmasking
 from swarm.merge.blind.vector import EXPONENT_MAX, EXPONENT_MIN, HEADROOM, Masked, Vector
 from swarm.merge.disk import Input, in_threads, write_at, written
@@ -32,8 +34,18 @@ from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
 from swarm.merge.server import MODEL, Optimizer, Server, model_schema
 from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
 
-BLOCK = 1 << 16
 THREADS = 2
+
+
+@dataclass(frozen=True)
+class GroupSeen:
+    """The sum of one group."""
+
+    members: tuple[Address, ...]
+    norm: float
+    """Length of its mean."""
+    refused: str
+    """Why it counts as no change; empty where it does not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class BlindMerged:
     """Length of the merged update; rounded down to a float64 the same way everywhere."""
     refused: str
     """Why the checkpoint stayed the base; empty where it did not."""
+    groups: tuple[GroupSeen, ...] = ()
+    """Where the round was merged in groups: what all see of each."""
 
 
 class BadVector(ValueError):
@@ -93,7 +107,8 @@ def merge(
         raise ValueError(
             f"encoded for {encoding.members} members, but {len(unmasking.survivors.frozen.joined)} take part"
         )
-    return sum_masked(base, vectors, unmasking.masks, encoding, out, server=server, threads=threads)
+    sums = [(group, unmasking.masks_of(group)) for group in unmasking.survivors.summed]
+    return sum_groups(base, vectors, sums, encoding, out, server=server, threads=threads)
 
 
 def sum_masked(
@@ -107,11 +122,30 @@ def sum_masked(
     threads: int = THREADS,
 ) -> BlindMerged:
     """`merge` without a look at who the survivors are: `masks` come off. Raises as it does."""
+    sums = [(frozenset(masked.member for masked in vectors), tuple(masks))]
+    return sum_groups(base, vectors, sums, encoding, out, server=server, threads=threads)
+
+
+def sum_groups(
+    base: Path,
+    vectors: Sequence[Masked],
+    sums: Sequence[tuple[frozenset[Address], tuple[Mask, ...]]],
+    encoding: Encoding,
+    out: Path | None,
+    *,
+    server: Server | None = None,
+    threads: int = THREADS,
+) -> BlindMerged:
+    """`merge` without a look at who the survivors are. Raises as it does.
+
+    Args:
+        sums: whose vectors are in one sum, and the masks that come off it: one sum, or an odd number of groups'.
+    """
     if out is not None and out.exists() and any(out.samefile(path) for path in (base, *(v.path for v in vectors))):
         raise ValueError(f"{out} is an input of the merge; its result needs a file of its own")
     if encoding.exponents != exponents_of(base):
         raise ValueError("the encoding's exponents are not those of the checkpoint")
-    with _Job(base, vectors, masks, encoding, server, threads) as job:
+    with _Job(base, vectors, sums, encoding, server, threads) as job:
         return job.merged(out)
 
 
@@ -122,29 +156,33 @@ class _Job:
         self,
         base: Path,
         vectors: Sequence[Masked],
-        masks: Sequence[Mask],
+        sums: Sequence[tuple[frozenset[Address], tuple[Mask, ...]]],
         encoding: Encoding,
         server: Server | None,
         threads: int,
     ) -> None:
-        self._encoding, self._masks, self._server, self._threads = encoding, tuple(masks), server, threads
+        assert len(sums) % 2
+        self._encoding, self._server, self._threads = encoding, server, threads
         self._opened = ExitStack()
         with self._opened:
             self._base_schema = Schema.of_file(base)
             self._vector = Vector(model_schema(self._base_schema))
             self._base = self._opened.enter_context(Input(base))
-            self._vectors = [self._opened.enter_context(Input(masked.path)) for masked in vectors]
+            opened = {masked.member: self._opened.enter_context(Input(masked.path)) for masked in vectors}
             for masked in vectors:
                 self._check(masked)
             exponents = self._vector.exponents_tensor
             self._layout = Layout.of(self._base_schema, server, updates=self._vector.schema, carried=(exponents,))
             self._opened = self._opened.pop_all()
         chunks = chunk_count(self._layout.merged.size_bytes)
-        tensors = len(self._vector.tensors)
-        # Of every chunk and tensor: the greatest sum, and for the length the sums of squares in limbs.
-        self._greatest = np.zeros((chunks, tensors), np.int64)
-        self._squares = np.zeros((chunks, tensors, 3), np.int64)
-        self._weight = self._signed(self._sum_at(self._vector.weight_at, 1, _Bench(None)))
+        self._sums = [
+            MaskedSum(sorted(members), self._vector, [opened[one] for one in sorted(members)], masks, encoding, chunks)
+            for members, masks in sums
+        ]
+        self._left_out: dict[int, str] = {}
+        """Groups whose sum is none of honest members, and why: each counts as no change."""
+        self._greatest = np.zeros((chunks, len(self._vector.tensors)))
+        """Of every chunk and tensor, the greatest merged change; of a median alone."""
 
     def _check(self, masked: Masked) -> None:
         try:
@@ -158,32 +196,61 @@ class _Job:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    @staticmethod
-    def _signed(sums: Ring) -> int:
-        return int(sums.view("<i4")[0])
-
     def merged(self, out: Path | None) -> BlindMerged:
         """The result, written to `out`."""
         size = self._layout.merged.size_bytes
         with written(out, size) as target:
-            refused = self._weight_refused()
+            refused = self._refused(lambda one: one.weight_refused())
             if not refused:
-                kept: dict[int, Raw] = {}
-                leaves = self._all_chunks(target, kept)
-                refused = self._sum_refused()
+                kept, leaves = self._all_chunks(target)
+                before = len(self._left_out)
+                refused = self._refused(lambda one: one.refused())
                 if not refused:
+                    if len(self._left_out) > before:
+                        kept, leaves = self._all_chunks(target, again=True)
                     leaves = self._with_exponents(leaves, kept, target)
-                    return BlindMerged(root(leaves, size), tuple(leaves), size, self._weight, self._norm(), "")
+                    weight = sum(one.weight for one in self._sums)
+                    return BlindMerged(root(leaves, size), tuple(leaves), size, weight, self._norm(), "", self._seen())
         return self._unchanged(out, refused)
 
-    def _all_chunks(self, target: int | None, kept: dict[int, Raw]) -> list[Digest]:
-        """The leaves of all chunks; those with exponents are left for later and put into `kept`."""
+    def _refused(self, fault: Callable[[MaskedSum], str]) -> str:
+        """Why the round changes nothing; empty if it does. A group's sum that is none of honest members is left out."""
+        for number, one in enumerate(self._sums):
+            if number not in self._left_out and (why := fault(one)):
+                self._left_out[number] = why
+        if len(self._left_out) <= borne(len(self._sums)):
+            return ""
+        where = f"of {len(self._left_out)} groups' sums the first: " if len(self._sums) > 1 else ""
+        return where + self._left_out[min(self._left_out)]
+
+    def _norm(self) -> float:
+        """Length of the merged update, of a median that of the middle group's mean."""
+        return sorted(one.norm if number not in self._left_out else 0.0 for number, one in enumerate(self._sums))[
+            len(self._sums) // 2
+        ]
+
+    def _seen(self) -> tuple[GroupSeen, ...]:
+        if len(self._sums) == 1:
+            return ()
+        return tuple(
+            GroupSeen(one.members, one.norm if number not in self._left_out else 0.0, self._left_out.get(number, ""))
+            for number, one in enumerate(self._sums)
+        )
+
+    def _all_chunks(self, target: int | None, *, again: bool = False) -> tuple[dict[int, Raw], list[Digest]]:
+        """The leaves of all chunks; those with exponents are left for later, and are the first that comes back.
+
+        Args:
+            again: the sums were looked at.
+        """
+        kept: dict[int, Raw] = {}
+        self._greatest.fill(0)
         later, size = range(*self._exponent_chunks()), self._layout.merged.size_bytes
 
         def work(bench: _Bench, chunk: int) -> Digest:
             start = chunk * CHUNK_BYTES
             out = bench.out[: min(CHUNK_BYTES, size - start)]
-            self._chunk(bench, chunk, out)
+            self._chunk(bench, chunk, out, again)
             if chunk in later:
                 kept[chunk] = out.copy()
                 return b""
@@ -191,7 +258,8 @@ class _Job:
                 write_at(target, out.data, start)
             return leaf(out.data)
 
-        return in_threads(range(chunk_count(size)), self._threads, lambda: _Bench(self._server), work)
+        rows = len(self._sums)
+        return kept, in_threads(range(chunk_count(size)), self._threads, lambda: _Bench(self._server, rows), work)
 
     def _exponents_at(self) -> tuple[int, int]:
         """The bytes of the merged file that are exponents."""
@@ -221,13 +289,14 @@ class _Job:
 
     def _next_exponents(self) -> list[int]:
         """Of every float tensor."""
-        greatest = self._greatest.max(axis=0, initial=0).tolist()
-        return [
-            next_exponent(now, Fraction(most, self._weight))
-            for now, most in zip(self._encoding.exponents, greatest, strict=True)
-        ]
+        if len(self._sums) == 1:
+            greatest = [Fraction(most, self._sums[0].weight) for most in self._sums[0].greatest]
+        else:
+            most = self._greatest.max(axis=0, initial=0).tolist()
+            greatest = [Fraction(one) / Fraction(2) ** e for one, e in zip(most, self._encoding.exponents, strict=True)]
+        return [next_exponent(now, one) for now, one in zip(self._encoding.exponents, greatest, strict=True)]
 
-    def _chunk(self, bench: _Bench, chunk: int, out: Raw) -> None:
+    def _chunk(self, bench: _Bench, chunk: int, out: Raw, again: bool) -> None:
         """One chunk of the merged checkpoint, in `out`."""
         start = chunk * CHUNK_BYTES
         header = self._layout.merged.header[start : start + len(out)]
@@ -237,7 +306,7 @@ class _Job:
             if not piece.is_float:
                 place[:] = self._of_base(piece, MODEL, bench)
                 continue
-            change = self._change(bench, piece, chunk)
+            change = self._change(bench, piece, chunk, again)
             if bench.optimizer is None:
                 with self._checked(piece, MODEL):
                     raw = self._of_base(piece, MODEL, bench)
@@ -245,32 +314,29 @@ class _Job:
             else:
                 self._optimize(bench, bench.optimizer, piece, change, place)
 
-    def _change(self, bench: _Bench, piece: Segment, chunk: int) -> Float64s:
-        """The merged update's coordinates of a piece."""
+    def _change(self, bench: _Bench, piece: Segment, chunk: int, again: bool) -> Float64s:
+        """The merged update's coordinates of a piece: of one sum the mean, of several the middle one of their means."""
         first = (piece.update_place - len(self._vector.schema.header)) // 4
-        sums = self._sum_at(first, piece.count, bench).view("<i4")
-        change = bench.change[: piece.count]
-        np.copyto(change, sums)
-        for number, begin, end in self._vector.spans(first, piece.count):
-            part = change[begin:end]
+        for number, one in enumerate(self._sums):
+            mean = bench.means[number][: piece.count]
+            if number in self._left_out:
+                mean.fill(0)
+                continue
+            sums = one.at(first, piece.count, bench).view("<i4")
+            np.copyto(mean, sums)
+            for tensor, begin, end in self._vector.spans(first, piece.count):
+                if piece.kind == MODEL and not again:
+                    one.look(chunk, tensor, sums[begin:end], bench)
+                np.multiply(mean[begin:end], one.scale(tensor), out=mean[begin:end])
+        if len(self._sums) == 1:
+            only: Float64s = bench.means[0][: piece.count]
+            return only
+        change: Float64s = np.sort(bench.means[:, : piece.count], axis=0)[len(self._sums) // 2]
+        for tensor, begin, end in self._vector.spans(first, piece.count):
             if piece.kind == MODEL:
-                greatest = max(int(part.max()), -int(part.min()))
-                self._greatest[chunk, number] = max(greatest, int(self._greatest[chunk, number]))
-                self._squares[chunk, number] += bench.squares(sums[begin:end])
-            scale = float(Fraction(2) ** self._encoding.exponents[number] / self._weight)
-            np.multiply(part, scale, out=part)
+                most = max(float(change[begin:end].max()), -float(change[begin:end].min()))
+                self._greatest[chunk, tensor] = max(most, float(self._greatest[chunk, tensor]))
         return change
-
-    def _sum_at(self, first: int, count: int, bench: _Bench) -> Ring:
-        """The unmasked sum of some coordinates."""
-        sums, read = bench.sums[:count], bench.read[:count]
-        offset = len(self._vector.schema.header) + 4 * first
-        sums.fill(0)
-        for source in self._vectors:
-            source.read(offset, read.view(np.uint8))
-            np.add(sums, read, out=sums)
-        apply(self._masks, first, sums)
-        return sums
 
     def _optimize(self, bench: _Bench, optimizer: Optimizer, piece: Segment, change: Float64s, out: Raw) -> None:
         """What the optimizer makes of the merged update: the parameters, or the kind of state that the piece is of."""
@@ -299,52 +365,6 @@ class _Job:
             tensor, index = self._base_schema.locate(place)
             raise ValueError(f"the checkpoint: element {index} of {tensor} is {error.what}") from error
 
-    def _weight_refused(self) -> str:
-        """Why the sum of the weights cannot be one of honest members; empty if it can."""
-        low, high = len(self._vectors), len(self._vectors) * self._encoding.room
-        if low <= self._weight <= high:
-            return ""
-        return f"the weights add up to {self._weight}, honest ones to {low} to {high}"
-
-    def _sum_refused(self) -> str:
-        """Why the sum cannot be one of honest members; empty if it can."""
-        greatest = self._greatest.max(axis=0, initial=0)
-        worst = int(greatest.argmax())
-        if greatest[worst] > self._weight:
-            return (
-                f"a coordinate of {self._vector.tensors[worst].name} adds up to {greatest[worst]}, honest ones to "
-                f"{self._weight} at most"
-            )
-        squares, bound = self._squared_norm(), self._norm_bound()
-        if squares > bound * bound:
-            return (
-                f"the merged update is {math.sqrt(squares):.6g} long, a mean of honest ones at most "
-                f"{self._encoding.norm_max:.6g}"
-            )
-        return ""
-
-    def _squared_norm(self) -> Fraction:
-        """Of the merged update, exact."""
-        total = Fraction(0)
-        for exponent, limbs in zip(self._encoding.exponents, self._squares.sum(axis=0, dtype=object), strict=True):
-            low, mixed, high = (int(limb) for limb in limbs)
-            total += (low + (mixed << 17) + (high << 32)) * Fraction(4) ** exponent
-        return total / self._weight**2
-
-    def _norm_bound(self) -> Fraction | float:
-        """What no mean of honest vectors is longer than: the agreed length, and half a unit each for its rounding."""
-        if self._encoding.norm_max == math.inf:
-            return math.inf
-        tensors = zip(self._vector.tensors, self._encoding.exponents, strict=True)
-        # In units of 2^EXPONENT_MIN all is whole; the root is rounded up.
-        whole = sum(tensor.count << 2 * (exponent - EXPONENT_MIN) for tensor, exponent in tensors)
-        rounding = Fraction(math.isqrt(whole) + 1) * Fraction(2) ** EXPONENT_MIN * len(self._vectors) / 2
-        return Fraction(self._encoding.norm_max) + rounding / self._weight
-
-    def _norm(self) -> float:
-        squares = self._squared_norm()
-        return math.isqrt(int(squares * 4**40)) / 2**40
-
     def _unchanged(self, out: Path | None, refused: str) -> BlindMerged:
         """The base once more."""
         size, leaves = self._base_schema.size_bytes, list[Digest]()
@@ -355,7 +375,8 @@ class _Job:
                 leaves.append(leaf(part.data))
                 if target is not None:
                     write_at(target, part.data, start)
-        return BlindMerged(root(leaves, size), tuple(leaves), size, self._weight, 0.0, refused)
+        weight = sum(one.weight for one in self._sums)
+        return BlindMerged(root(leaves, size), tuple(leaves), size, weight, 0.0, refused, self._seen())
 
 
 def next_exponent(now: int, greatest: Fraction) -> int:
@@ -376,24 +397,17 @@ def next_exponent(now: int, greatest: Fraction) -> int:
     return max(EXPONENT_MIN, min(EXPONENT_MAX, max(now + exponent, now - 1)))
 
 
-class _Bench:
-    """What one thread works with."""
+class _Bench(SumRoom):
+    """What one thread works with.
 
-    def __init__(self, server: Server | None) -> None:
+    Args:
+        rows: the number of sums.
+    """
+
+    def __init__(self, server: Server | None, rows: int) -> None:
+        super().__init__()
         self.optimizer = Optimizer(server, BLOCK) if server is not None else None
-        self.sums: Ring = np.empty(BLOCK, np.uint32)
-        self.read: Ring = np.empty(BLOCK, np.uint32)
-        self.change = np.empty(BLOCK)
+        self.means = np.empty((rows, BLOCK))
         self.moved = np.empty(BLOCK)
         self.raw: Raw = np.empty(8 * BLOCK, np.uint8)
         self.out: Raw = np.empty(CHUNK_BYTES, np.uint8)
-        self._limb = np.empty(BLOCK, np.int32)
-        self._low, self._high = np.empty(BLOCK), np.empty(BLOCK)
-
-    def squares(self, sums: NDArray[np.int32]) -> tuple[int, int, int]:
-        """The sum of squares in three limbs: worth 1, 2^17 and 2^32. Whole float64 below 2^53, exact in any order."""
-        limb, low, high = (room[: len(sums)] for room in (self._limb, self._low, self._high))
-        np.copyto(low, np.bitwise_and(sums, 0xFFFF, out=limb))
-        np.copyto(high, np.right_shift(sums, 16, out=limb))
-        products = (np.einsum("i,i->", low, low), np.einsum("i,i->", low, high), np.einsum("i,i->", high, high))
-        return int(products[0]), int(products[1]), int(products[2])

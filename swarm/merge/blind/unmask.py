@@ -43,14 +43,26 @@ class Frozen:
     attempt: Attempt
     joined: frozenset[Address]
     dropped: frozenset[Edge]
+    groups: tuple[frozenset[Address], ...] = ()
+    """Where the round is merged in groups: all of `joined`, each in one. Members of two groups may have an edge, but
+    they have no mask in common, so that each group's sum opens by itself."""
+
+    def __post_init__(self) -> None:
+        if self.groups and sorted(member for group in self.groups for member in group) != sorted(self.joined):
+            raise ValueError(f"the groups of attempt {self.attempt.number} are not all members, each once")
 
     def neighbors(self, member: Address) -> tuple[Address, ...]:
-        """With whom a member has masks in common, in address order; ValueError if it does not take part."""
+        """With whom a member has edges, in address order; ValueError if it does not take part."""
         if member not in self.joined:
             raise ValueError(f"{short(member)} does not take part in attempt {self.attempt.number}")
         return tuple(
             sorted(o for o in self.joined if o != member and frozenset((member, o)) not in self.dropped)
         )  # fmt: skip
+
+    def masked_with(self, member: Address) -> tuple[Address, ...]:
+        """With whom a member has masks in common: its neighbours, of its own group where there are groups."""
+        group = next((group for group in self.groups if member in group), self.joined)
+        return tuple(other for other in self.neighbors(member) if other in group)
 
     @property
     def joined_in_order(self) -> tuple[Address, ...]:
@@ -111,6 +123,16 @@ class Survivors:
         needed = max(self.frozen.attempt.threshold, SEATS_MIN)
         if len(self.members) < needed:
             raise ValueError(f"{len(self.members)} updates would be in the sum, {needed} are needed to hide one")
+        for group in self.frozen.groups:
+            if len(group & self.members) < SEATS_MIN:
+                raise ValueError(
+                    f"{len(group & self.members)} updates would be in a group's sum, {SEATS_MIN} are needed to hide one"
+                )
+
+    @property
+    def summed(self) -> tuple[frozenset[Address], ...]:
+        """The sets whose sums open: all survivors, or those of each group."""
+        return tuple(group & self.members for group in self.frozen.groups) or (self.members,)
 
     @property
     def in_order(self) -> tuple[Address, ...]:
@@ -123,8 +145,12 @@ class Survivors:
         return self.frozen.joined - self.members
 
     def open_edges(self, member: Address) -> tuple[Address, ...]:
-        """The vanished with whom a survivor has a mask in common: those masks do not cancel."""
+        """The vanished with whom a survivor has an edge: their seeds are revealed, which the ledger asks for."""
         return tuple(other for other in self.frozen.neighbors(member) if other in self.vanished)
+
+    def open_masks(self, member: Address) -> tuple[Address, ...]:
+        """The vanished with whom a survivor has a mask in common: those masks do not cancel."""
+        return tuple(other for other in self.frozen.masked_with(member) if other in self.vanished)
 
 
 @dataclass(frozen=True)
@@ -174,7 +200,17 @@ class Unmasking:
     """The masks that come off the survivors' sum."""
 
     survivors: Survivors
-    masks: tuple[Mask, ...]
+    by_member: Mapping[Address, tuple[Mask, ...]]
+    """What comes off on account of each survivor's vector."""
+
+    @property
+    def masks(self) -> tuple[Mask, ...]:
+        """Of all survivors."""
+        return self.masks_of(self.survivors.members)
+
+    def masks_of(self, members: frozenset[Address]) -> tuple[Mask, ...]:
+        """Of some: of all survivors of a group, its sum's."""
+        return tuple(mask for member in sorted(members) for mask in self.by_member[member])
 
 
 def masks_of(frozen: Frozen, keys: Keys, fresh: Fresh) -> tuple[Mask, ...]:
@@ -184,7 +220,7 @@ def masks_of(frozen: Frozen, keys: Keys, fresh: Fresh) -> tuple[Mask, ...]:
         ValueError: this site does not take part.
     """
     me, context = keys.me, frozen.attempt.context
-    pairs = [Mask(keys.pair_seed(other), other > me) for other in frozen.neighbors(me)]
+    pairs = [Mask(keys.pair_seed(other), other > me) for other in frozen.masked_with(me)]
     return (Mask(self_mask_key(fresh.self_seed, context), True), *pairs)
 
 
@@ -255,10 +291,15 @@ class _Unmasking:
         )
         if missing:
             return missing
-        own = [Mask(self_mask_key(seed, context), False) for seed in self_seeds.values() if seed is not None]
-        # On the survivor's vector the mask was added where it is the earlier one of the two.
-        pairs = [Mask(seed, gone < member) for (member, gone), seed in pair_seeds.items() if seed is not None]
-        return Unmasking(self._survivors, (*own, *pairs))
+        off = {
+            member: [Mask(self_mask_key(seed, context), False)]
+            for member, seed in self_seeds.items()
+            if seed is not None
+        }
+        for (member, gone), seed in pair_seeds.items():
+            # On the survivor's vector the mask was added where it is the earlier one of the two.
+            off[member] += [Mask(seed, gone < member)] if seed is not None else []
+        return Unmasking(self._survivors, {member: tuple(masks) for member, masks in off.items()})
 
     def _self_seed(self, member: Address) -> bytes | None:
         wanted = self._blobs[member].self_commitment
@@ -271,7 +312,7 @@ class _Unmasking:
         """Of every edge between a survivor and a vanished member."""
         opened: dict[Address, dict[Address, bytes] | None] = {}
         for member in self._survivors.in_order:
-            for gone in self._survivors.open_edges(member):
+            for gone in self._survivors.open_masks(member):
                 wanted = self._blobs[member].entry(self._attempt, gone).pair
                 if wanted != self._blobs[gone].entry(self._attempt, member).pair:
                     # Two who agree on nothing and did not say so: an honest one would have dropped the edge.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,8 +61,15 @@ class Swarm:
         silent: Sequence[Address] = (),
         *,
         mistake: str = "",
+        groups: Sequence[Collection[Address]] = (),
+        dropped: Collection[frozenset[Address]] = (),
     ) -> tuple[Seen, dict[Address, bytes]]:
-        """An attempt in which some submit and others vanish, and some of those who submit are then silent."""
+        """An attempt in which some submit and others vanish, and some of those who submit are then silent.
+
+        Args:
+            groups: where it is merged in groups.
+            dropped: pairs without a mask in common.
+        """
         attempt = attempt_of(self.secrets, number)
         seeds = {name: self.source.randbytes(32) for name in self.secrets}
         keys = {name: Keys(attempt, name, secret) for name, secret in self.secrets.items()}
@@ -70,7 +77,10 @@ class Swarm:
         blobs = {name: blob_of(keys[name], fresh[name]) for name in self.secrets}
         if mistake == "a static nonce":
             blobs = {name: _sealed_alike(keys[name], fresh[name], blob) for name, blob in blobs.items()}
-        frozen = freeze(attempt, dict.fromkeys(self.secrets, ()))
+        frozen = freeze(
+            attempt, {one: [two for edge in dropped if one in edge for two in edge - {one}] for one in keys}
+        )
+        frozen = replace(frozen, groups=tuple(map(frozenset, groups)))
         masks = {name: masks_of(frozen, keys[name], fresh[name]) for name in self.secrets}
         if mistake == "a reused mask":
             masks = {name: _of_another_attempt(self, frozen, name) for name in self.secrets}

@@ -43,6 +43,7 @@ from swarm.merge.blind import (
     shares_of,
     unmasking,
 )
+from swarm.merge.blind.groups import groups_of
 from tests.merge.reference import encoded
 
 STEPS = (
@@ -170,10 +171,13 @@ class Played:
     found: Unmasking | Missing
 
 
-def play(case: World, source: random.Random) -> Played:
+def play(case: World, source: random.Random, *, grouped: bool = False) -> Played:
     """Every step of the round, with everybody's faults."""
     blobs = joined(case, source)
     frozen = freeze(case.attempt, confirmed(case, blobs))
+    if grouped:
+        seats = {member: case.attempt.place(member) for member in frozen.joined}
+        frozen = replace(frozen, groups=groups_of(case.attempt.base, seats, frozen.dropped))
     vectors = submitted(case, frozen)
     survivors = Survivors(frozen, frozenset(vectors))
     said = revealed(case, survivors, source)
