@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import tomllib
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from swarm.cli import screen
-from swarm.config import LEAK_CHECK_RESULTS, Policy, load_policy, load_site
+from swarm.cli.control import NodeClient
+from swarm.config import LEAK_CHECK_RESULTS, Policy, SiteConfig, load_policy, load_site
 from swarm.errors import ConfigError
 
 INTERRUPTED = 130
@@ -31,6 +33,12 @@ def leak_check(
     checkpoint: Annotated[
         Path | None, typer.Option(help="what training starts from (default: the recipe's fresh model)")
     ] = None,
+    run: Annotated[
+        str, typer.Option(help="of a SITE.toml whose node runs: take this run's policy and newest checkpoint")
+    ] = "",
+    update: Annotated[
+        Path | None, typer.Option(help="what training wrote with SwarmCallback.write_update: is attacked too")
+    ] = None,
     epsilon: Annotated[float, typer.Option(help="of the private variant, where the policy has none")] = 8.0,
     rows: Annotated[int, typer.Option(help="records of the small batch")] = 4,
     seed: Annotated[int, typer.Option(help="equal seeds try the same")] = 0,
@@ -45,18 +53,26 @@ def leak_check(
     Ctrl-C leaves nothing.
     """
     folder, name, place = _places(what, site, out)
+    if run and (policy is not None or checkpoint is not None or what.is_dir()):
+        raise ConfigError(
+            "--run takes policy and checkpoint from a SITE.toml's ledger: no folder, --policy, --checkpoint"
+        )
     if epsilon < 0.05 or rows < 2:
         raise ConfigError(f"--epsilon {epsilon:g}, --rows {rows}: epsilon is 0.05 or more, rows are 2 or more")
     if importlib.util.find_spec("opacus") is None:
         raise ConfigError("a leak check trains with differential privacy too: pip install 'swarm-ledger[privacy]'")
     from swarm.learn.leak import attacks, check, page, stated  # brings in torch: other commands start without it
 
+    agreed = _policy(folder, policy) if not run else None
+    if agreed is None:
+        agreed, checkpoint = asyncio.run(_of_run(load_site(what), run))
     settings = check.Settings(
         folder,
-        _policy(folder, policy),
+        agreed,
         name,
         seed=seed,
         checkpoint=checkpoint,
+        update=update,
         epsilon=epsilon,
         plan=attacks.Plan(rows=rows),
     )
@@ -78,6 +94,17 @@ def _places(what: Path, site: str, out: Path | None) -> tuple[Path, str, Path]:
         raise ConfigError(f"{what} is neither a folder with recipe.py nor a site's settings, SITE.toml")
     settings = load_site(what)
     return settings.swarm.parent, site or settings.name, out or settings.folder / LEAK_CHECK_RESULTS.parent
+
+
+async def _of_run(site: SiteConfig, run: str) -> tuple[Policy, Path]:
+    """The run's policy and the file of its newest checkpoint, as the site's node has them."""
+    async with NodeClient(site) as node:
+        found = (await node.call("swarm_reports", run=run))["policy"]
+        if found is None:
+            raise ConfigError(f"{site.name}'s node does not have the policy of run {run} yet; --policy FILE names it")
+        digest = (await node.call("swarm_run", run=run))["checkpoint"]
+        path = Path((await node.call("swarm_object", digest=digest))["path"])
+    return Policy(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}), path
 
 
 def _policy(folder: Path, given: Path | None) -> Policy:

@@ -301,6 +301,18 @@ class SwarmCallback:
         self._at_work().adopt(Checkpoint(self._seat.object(best.checkpoint)))
         return best
 
+    def write_update(self, path: str | Path) -> None:
+        """Write what would be submitted now, before it leaves: for `swarm leak-check SITE --run RUN --update FILE`.
+
+        Raises:
+            ConfigError: the run's updates travel in an encoding, so that a file of them is no update; or the model
+                does not fit the run any more.
+            ValueError: the change is not finite.
+        """
+        if self._seat.policy.encoded:
+            raise ConfigError(f"updates of run {self._seat.run} travel encoded as {self._seat.policy.encoding}")
+        self._write(Path(path))
+
     # --- the exchange
 
     def _exchange(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,6 +85,19 @@ class View:
     trials: int
     make: Callable[[], Seen]
     hard: bool = False
+    unrelated: Callable[[], Seen] | None = None
+    """Where there is one trial alone."""
+
+
+def view_of_file(ground: Ground, update: Path) -> View:
+    """The very update that a site is about to submit, written by its training.
+
+    Raises:
+        ConfigError: the file is no update of this model.
+    """
+    seen, other = ground.of_file(update), ground.chance(5)
+    title = f"the update {update.name} itself, as every member of a visible round would have it"
+    return View("update", title, 1, lambda: seen, unrelated=lambda: ground.plain(ground.interval(ground.site, other)))
 
 
 def views(ground: Ground, policy: Policy, plan: Plan) -> list[View]:
@@ -122,7 +136,7 @@ def views(ground: Ground, policy: Policy, plan: Plan) -> list[View]:
             View("blind small", f"{sums}, one step on {rows} records each", plan.trials, lambda: summed(rows), True),
             View("blind one", f"{sums}, one step on one record each", plan.trials_of_one, lambda: summed(1), True),
             View(
-                "masked", "blind, one masked vector before the sum: one step on one record", plan.trials_of_one,
+                "masked", "blind, one masked vector before the sum: one step on one record", plan.trials,
                 lambda: summed(1, masked=True),
             ),
         ]  # fmt: skip
@@ -141,12 +155,15 @@ def attack(ground: Ground, view: View, plan: Plan, *, tell: Callable[[], None] =
     chance = ground.chance(2)
     scale = _Scale.of(ground.known_x, image=image)
     tried, labels = [], ""
-    for _ in range(max(view.trials, 2)):
-        seen = view.make()
+    assert view.trials > 1 or view.unrelated is not None, "a trial is compared with another one"
+    makers = [view.make] * view.trials + ([view.unrelated] if view.unrelated else [])
+    for make in makers:
+        seen = make()
         found, mismatch, labels = _invert(ground, seen, known, plan.effort, chance, tell)
         tried.append((seen, found, mismatch))
     results, pictures = [], list[tuple[Tensor, Tensor]]()
-    for number, (seen, found, _) in enumerate(tried):
+    judged = tried[: view.trials]
+    for number, (seen, found, _) in enumerate(judged):
         unrelated = tried[(number + 1) % len(tried)][1]
         others = ground.rivals(seen.records)
         results.append(
@@ -161,8 +178,8 @@ def attack(ground: Ground, view: View, plan: Plan, *, tell: Callable[[], None] =
     whole = results[0]
     for one in results[1:]:
         whole = whole.joined(one)
-    sizes = tuple(seen.rows for seen, _, _ in tried)
-    mismatches = tuple(mismatch for _, _, mismatch in tried)
+    sizes = tuple(seen.rows for seen, _, _ in judged)
+    mismatches = tuple(mismatch for _, _, mismatch in judged)
     return Attack(view.name, view.title, sizes, whole, mismatches, labels, view.hard, tuple(pictures[:SHOWN]))
 
 

@@ -25,7 +25,7 @@ LAST = 4
 """One round in so many is looked at, the last ones: what is learned by heart is learned late."""
 
 FAR = 2.0
-"""How far a canary's values lie from the middle, in half spans of the known ones: privacy has to hold for any record."""
+"""How far a canary's values lie from the middle, in half spans of known ones: privacy has to hold for any record."""
 BLOCK = 4
 
 

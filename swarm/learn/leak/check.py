@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from swarm.config import Policy
+from swarm.encoding import sha256
 from swarm.errors import ConfigError
 from swarm.learn.leak import canaries, membership
-from swarm.learn.leak.attacks import Attack, Plan, View, attack, views
+from swarm.learn.leak.attacks import Attack, Plan, View, attack, view_of_file, views
 from swarm.learn.leak.binomial import CONFIDENCE, interval
 from swarm.learn.leak.ground import Ground, Records, with_privacy
 from swarm.learn.leak.inversion import Effort, Known
@@ -37,6 +38,8 @@ class Settings:
     seed: int = 0
     checkpoint: Path | None = None
     """What training starts from; None: the recipe's fresh model."""
+    update: Path | None = None
+    """What the site's training wrote to be submitted: is attacked too."""
     epsilon: float = 8.0
     """Of the private variant where the policy has none."""
     plan: Plan = field(default_factory=Plan)
@@ -79,7 +82,10 @@ def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]
     if len(ground.mine) < 2:
         raise ConfigError(f"{site} has {len(ground.mine)} records; an update of so few is the record")
     policy = with_privacy(settings.policy, settings.epsilon, min(map(len, ground.rows.values())))
-    attacks = [_told(ground, settings.plan, view, tell) for view in views(ground, policy, settings.plan)]
+    tried = views(ground, policy, settings.plan)
+    if settings.update is not None:
+        tried = [view_of_file(ground, settings.update), *tried]
+    attacks = [_told(ground, settings.plan, view, tell) for view in tried]
     trained = _trained(ground, policy, settings, tell)
     results = {
         "recipe": settings.recipe.resolve().name,
@@ -89,7 +95,8 @@ def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]
         "policy": asdict(settings.policy),
         "private": {"epsilon": policy.epsilon, "delta": policy.delta, "clip": policy.clip, "unit": policy.unit},
         "seed": settings.seed,
-        "checkpoint": "given" if settings.checkpoint else "fresh model",
+        "checkpoint": "fresh model" if settings.checkpoint is None else sha256(settings.checkpoint.read_bytes()).hex(),
+        "update": "" if settings.update is None else sha256(settings.update.read_bytes()).hex(),
         "images": ground.is_image,
         "attacks": {one.name: _numbers(one) for one in attacks},
         **trained,

@@ -17,7 +17,7 @@ from torch.func import vmap
 from torch.utils.data import DataLoader, TensorDataset
 
 from swarm.config import Policy
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, StorageError
 from swarm.learn.leak import blind
 from swarm.learn.leak.inversion import Gradient, GradientOf, quiet, trained
 from swarm.learn.leak.measures import is_image
@@ -179,6 +179,25 @@ class Ground:
         pairs = zip(self.parameters(self.model), self.parameters(own.model), strict=True)
         difference = [(before.detach() - after.detach()).double() for before, after in pairs]
         return Seen(difference, own.records, len(own.records))
+
+    def of_file(self, path: Path) -> Seen:
+        """An update that training wrote: any of the site's records may be in it.
+
+        Raises:
+            ConfigError: the file is no update of this model.
+        """
+        try:
+            tensors = Checkpoint(path).tensors
+        except StorageError as error:
+            raise ConfigError(f"{path} is no update: {error}") from error
+        gradient = []
+        for name, parameter in State(self.model, self.policy).parameters.items():
+            if name not in tensors or tensors[name].shape != parameter.shape:
+                raise ConfigError(f"{path} is no update of this model: {name} is missing, or has another shape")
+            gradient.append((id(parameter), -tensors[name].double()))
+        by_parameter = dict(gradient)
+        rows = min(self.policy.sync_interval * self.recipe.BATCH, len(self.mine))
+        return Seen([by_parameter[id(one)] for one in self.parameters(self.model)], self.mine, rows)
 
     def blind(self, parts: Sequence[Trained], source: np.random.Generator, *, masked: bool = False) -> Seen:
         """What the leader of a blind round sees: the sum, its own update taken off; the last site leads.

@@ -34,7 +34,7 @@ LEAST_DEVIATION = 0.02
 class Effort:
     """How hard the attacker tries."""
 
-    restarts: int = 3
+    restarts: int = 2
     steps: int = 400
     """Of Adam, from each start."""
     refine: int = 200
