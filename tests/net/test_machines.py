@@ -31,6 +31,7 @@ from swarm.net.libp2p.frames import Frame, Kind
 from swarm.net.libp2p.negotiation import LINE_MAX, OFFERS_MAX, Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.security import NOISE, PROTOCOLS, TLS, Credentials, NoiseChannel, TlsChannel
+from swarm.net.libp2p.windows import ALL_BYTES, STREAM_MAX_BYTES
 from swarm.net.libp2p.yamux import FRAME_MAX, WINDOW_INITIAL, Session, What
 from swarm.net.transport import MESSAGE_MAX_BYTES
 from tests.net.kit import identity
@@ -216,16 +217,18 @@ def test_a_sender_without_window_waits_and_goes_on_with_the_first_credit() -> No
     assert stream.queued == 2
 
 
-def test_the_window_grows_while_data_flows_and_is_bounded() -> None:
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.0, ALL_BYTES), (0.1, STREAM_MAX_BYTES)])
+def test_the_window_grows_while_data_flows_and_is_bounded(round_trip_s: float, most: int) -> None:
     ends = Ends()
+    ends.sides[1].round_trip_s = round_trip_s
     stream = ends.sides[0].open()
     for _ in range(60):
         ends.sides[0].write(stream, bytes(1 << 20))
         while ends.carry(1 << 20):
             pass
     assert len(ends.heard[1][stream.id]) == 60 << 20
-    assert WINDOW_INITIAL < ends.streams[1][stream.id].limit == yamux.WINDOW_MAX
-    assert ends.streams[1][stream.id].receivable <= yamux.WINDOW_MAX
+    assert WINDOW_INITIAL < ends.streams[1][stream.id].limit == most
+    assert ends.streams[1][stream.id].receivable <= most
 
 
 def test_a_peer_that_ignores_the_window_is_cut_before_its_bytes_are_read() -> None:

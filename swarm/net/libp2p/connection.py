@@ -17,6 +17,7 @@ from swarm.net.libp2p import frames, identify, security, yamux
 from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.negotiation import Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
+from swarm.net.libp2p.windows import Windows
 from swarm.net.libp2p.yamux import Stream, What
 from swarm.net.transport import MESSAGE_MAX_BYTES
 
@@ -103,6 +104,7 @@ class Connection:
     Args:
         dialled: the address that this side dialled and expects, or None where the other side did.
         pipes: protocols that the other side may open a stream for, whose bytes `Owner.piped` takes as they are.
+        windows: what may be under way to this node, over all its connections; None: this is the only one.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Connection:
         *,
         dialled: Address | None,
         pipes: tuple[str, ...] = (),
+        windows: Windows | None = None,
     ) -> None:
         self.dialled = dialled
         self.remote: Address | None = None
@@ -119,6 +122,8 @@ class Connection:
         self.pongs = 0
         self._credentials = credentials
         self._owner = owner
+        self._windows = windows
+        self._round_trips_s: deque[float] = deque(maxlen=8)
         self._clear = bytearray()
         self._plain = bytearray()
         self._channel: security.Channel | None = None
@@ -180,6 +185,12 @@ class Connection:
         """Ask for a sign of life: `pongs` grows when it comes."""
         if self._session is not None:
             self._session.ping(self.pongs)
+
+    def note_round_trip(self, round_trip_s: float) -> None:
+        """A ping took so long; the shortest of the last ones tells what the line itself takes."""
+        self._round_trips_s.append(round_trip_s)
+        if self._session is not None:
+            self._session.round_trip_s = min(self._round_trips_s)
 
     def leave(self) -> None:
         """Tell the other side to open nothing new here; what is under way goes on."""
@@ -307,7 +318,9 @@ class Connection:
             if self._negotiation.chosen is None:
                 return
             # Streams that have not said yet what they are hold nothing.
-            self._session = yamux.Session(initiator=self.dialled is not None, streams_max=yamux.STREAMS_MAX + PIPES_MAX)
+            streams_max = yamux.STREAMS_MAX + PIPES_MAX
+            initiator = self.dialled is not None
+            self._session = yamux.Session(initiator=initiator, streams_max=streams_max, windows=self._windows)
             self.open = True
             self._owner.opened(self)
             data = memoryview(self._negotiation.rest)

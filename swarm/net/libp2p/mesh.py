@@ -27,6 +27,7 @@ from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.relay import Relay
 from swarm.net.libp2p.security import Credentials
 from swarm.net.libp2p.shares import Doors
+from swarm.net.libp2p.windows import Windows
 from swarm.net.libp2p.wire import READ_BYTES, Wire
 from swarm.net.meter import Meter
 
@@ -90,6 +91,7 @@ class Mesh:
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._server: asyncio.Server | None = None
         self._doors = Doors()
+        self._windows = Windows()
         self._keeper = Keeper(me, self._peers, self.meter, self._wire, proxy)
 
     async def start(self) -> int:
@@ -301,7 +303,7 @@ class Mesh:
 
     def _wire(self, dialled: Address | None, *, relayed: bool = False) -> Wire:
         pipes = (STOP,) if self._relay is None else (STOP, HOP)
-        connection = Connection(self._credentials, self, dialled=dialled, pipes=pipes)
+        connection = Connection(self._credentials, self, dialled=dialled, pipes=pipes, windows=self._windows)
         # What is relayed leaves over the connection with the relay, and waits there for its turn.
         pace = Pace(None) if relayed else self._pace
         wire = self._wires[connection] = Wire(connection, self._buffer, self._ping_s, pace, self._closed, self._refusal)

@@ -12,6 +12,7 @@ from swarm.errors import PeerError
 from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.shares import Shares
+from swarm.net.libp2p.windows import LONG_S
 from swarm.net.meter import Traffic
 
 logger = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ WRITE_BYTES = 128 << 10
 UNSENT_MAX_BYTES = 256 << 10
 """What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
 BBR = b"bbr"
-LONG_S = 0.01
-"""A round trip from which on a lost packet costs speed; on shorter ones BBR costs CPU (0.2 s/GB) and helps nothing."""
 SILENCES_MAX = 3
 """Intervals without a byte until the connection is given up; a ping goes out after each."""
 
@@ -31,7 +30,8 @@ def endure_loss(wire: socket.socket) -> bool:
     """Let the socket send at the line's speed even where packets are lost, if the system permits it; whether it does.
 
     A lost packet makes the usual congestion controls send half as fast or little more: over 100 ms with 1 % loss they
-    carry 0.15 MB/s, however fast the line. BBR goes by what arrives instead.
+    carry 0.15 MB/s, however fast the line. BBR goes by what arrives instead; on short lines it costs CPU (0.2 s/GB) and
+    helps nothing.
 
     Source: Mathis et al. 1997; Cardwell et al. 2016.
     """
@@ -278,6 +278,7 @@ class Wire(asyncio.BufferedProtocol):
     def _note_pong(self) -> None:
         if self._pinged_s is not None and self.connection.pongs > self._pongs:
             round_trip_s = asyncio.get_running_loop().time() - self._pinged_s
+            self.connection.note_round_trip(round_trip_s)
             if self._traffic is not None:
                 self._traffic.round_trip_s = round_trip_s
             wire = None if self._transport is None else self._transport.get_extra_info("socket")

@@ -5,7 +5,7 @@ the other side's is empty, gives up after 5 s of it, and takes a lost connection
 Here whoever feeds the machine consumes every event at once, so credit goes back by itself; what is kept of a
 message is bounded one floor up, in `frames`.
 
-Source: https://github.com/hashicorp/yamux/blob/master/spec.md; the window grows as go-yamux's does.
+Source: https://github.com/hashicorp/yamux/blob/master/spec.md; the window doubles as go-yamux's does.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from swarm.errors import PeerError
+from swarm.net.libp2p.windows import STREAM_MAX_BYTES, Windows
 
 PROTOCOL = "/yamux/1.0.0"
 
 WINDOW_INITIAL = 256 << 10
 """What a stream may send before it hears of more; the specification's."""
-WINDOW_MAX = 8 << 20
-"""What one stream may have under way: 1 Gbit/s over 60 ms. The window doubles up to here while data flows."""
 FRAME_MAX = 64 << 10
 """Payload of one frame that we send: an urgent one waits for at most this much of another stream."""
 STREAMS_MAX = 16
@@ -62,8 +61,8 @@ class Stream:
     """One stream; `owner` is for whoever uses it."""
 
     __slots__ = (
-        "ended", "finished", "finishing", "gone", "held", "id", "limit", "owed", "owner",
-        "queue", "queued", "ready", "receivable", "sendable", "urgent", "window_max",
+        "ended", "finished", "finishing", "gone", "held", "id", "limit", "owner", "queue",
+        "queued", "ready", "receivable", "sendable", "urgent", "window_max",
     )  # fmt: skip
 
     def __init__(self, number: int, *, urgent: bool) -> None:
@@ -72,9 +71,10 @@ class Stream:
         self.owner: object = None
         self.sendable = WINDOW_INITIAL
         self.receivable = WINDOW_INITIAL
+        """What the other side may send still."""
         self.limit = WINDOW_INITIAL
-        self.window_max = WINDOW_MAX
-        self.owed = 0
+        """What it may have under way; doubles while data flows, up to its part of what this node takes."""
+        self.window_max = STREAM_MAX_BYTES
         self.held = False
         """No credit goes back: whoever uses the stream has nowhere to put more."""
         self.queue: deque[bytes | memoryview] = deque()
@@ -97,9 +97,13 @@ class Session:
 
     Args:
         initiator: this side dialled.
+        windows: what may be under way to this node, over all its sessions; None: this is the only one.
     """
 
-    def __init__(self, *, initiator: bool, streams_max: int = STREAMS_MAX) -> None:
+    def __init__(self, *, initiator: bool, streams_max: int = STREAMS_MAX, windows: Windows | None = None) -> None:
+        self.round_trip_s = 0.0
+        """What its line takes there and back; 0.0 until it is known."""
+        self._windows = windows or Windows()
         self._streams: dict[int, Stream] = {}
         self._next_id = 1 if initiator else 2
         self._theirs = 0 if initiator else 1
@@ -252,7 +256,7 @@ class Session:
                 self._make_ready(stream)
             self._flags(stream, flags, events)
             return
-        if length > (stream.receivable if stream is not None else WINDOW_MAX):
+        if length > (stream.receivable if stream is not None else STREAM_MAX_BYTES):
             raise PeerError(f"stream {number}: {length} bytes sent past its window")
         if length:
             self._body_left, self._body_flags, self._body_stream = length, flags, stream
@@ -280,7 +284,6 @@ class Session:
         self._body_left -= len(part)
         if stream is not None and not stream.gone:
             stream.receivable -= len(part)
-            stream.owed += len(part)
             events.append((What.DATA, stream, part))
             if not self._body_flags & (_FIN | _RST):
                 self._give_credit(stream)
@@ -289,13 +292,15 @@ class Session:
             self._flags(stream, self._body_flags, events)
 
     def _give_credit(self, stream: Stream) -> None:
-        if stream.held or stream.gone or stream.ended or stream.owed * 2 < stream.limit:
+        brought = stream.limit - stream.receivable
+        if stream.held or stream.gone or stream.ended or brought * 2 < stream.limit:
             return
-        growth = max(min(stream.limit, stream.window_max - stream.limit), 0)
-        stream.limit += growth
-        self._put(_WINDOW, 0, stream.id, stream.owed + growth)
-        stream.receivable += stream.owed + growth
-        stream.owed = 0
+        part = self._windows.part((id(self), stream.id), brought, self.round_trip_s)
+        stream.limit = min(stream.limit * 2, stream.window_max, part)
+        credit = stream.limit - stream.receivable
+        if credit > 0:
+            self._put(_WINDOW, 0, stream.id, credit)
+            stream.receivable += credit
 
     def _flags(self, stream: Stream | None, flags: int, events: list[Event]) -> None:
         if stream is None or stream.gone:
