@@ -105,7 +105,7 @@ def test_a_keep_alive_rarer_than_the_box_remembers_would_lose_the_connection_uns
     play(ether, main())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 30))])
 def test_a_connection_that_is_dropped_without_a_word_is_given_up_in_time_and_made_anew(seed: int) -> None:
     """At any moment; what is asked meanwhile fails then, and the first message afterwards goes through."""
     ether, chance = Ether(forgets_s=60.0), random.Random(seed)
@@ -163,7 +163,8 @@ def test_an_hour_without_a_network_costs_a_dial_every_few_seconds_and_ends_in_se
     play(ether, main())
 
 
-def test_a_day_over_a_relay_that_ends_each_connection_after_an_hour() -> None:
+@pytest.mark.parametrize("hours", [5, pytest.param(24, marks=pytest.mark.slow)])
+def test_hours_over_a_relay_that_ends_each_connection_after_one(hours: int) -> None:
     """Two that can only dial out, a third between them; the first message goes through, and nothing piles up."""
     ether = Ether(forgets_s=60.0)
 
@@ -179,18 +180,18 @@ def test_a_day_over_a_relay_that_ends_each_connection_after_an_hour() -> None:
         try:
             await asyncio.sleep(HOUR_S)
             before = held()
-            await asyncio.sleep(23 * HOUR_S)
+            await asyncio.sleep((hours - 1) * HOUR_S)
             after = held()
             assert a.connected() == {b.me, relay.me}
             for here, there in ((a, b), (b, a)):
                 assert await spoken(here, there) < 4 * ether.delay_s + 0.001
-                assert 22 <= here.meter.of(there.me).connections <= 26, "one an hour"
+                assert hours - 1 <= here.meter.of(there.me).connections <= hours + 1, "one an hour"
                 assert here.meter.of(relay.me).connections == 1
         finally:
             for transport in (a, b, relay):
                 await transport.close()
         tasks, objects, blocks = (now - then for now, then in zip(after, before, strict=True))
-        print(f"{tasks} tasks, {objects} objects, {blocks} blocks more after 23 hours")
+        print(f"{tasks} tasks, {objects} objects, {blocks} blocks more after {hours - 1} hours")
         assert tasks <= 0
         assert objects < 200
         assert blocks < 2000
