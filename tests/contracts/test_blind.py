@@ -381,11 +381,11 @@ class _Player:
     def _opening(self, state: dict[str, Any], index: int, sloppy: bool) -> None:
         if not state["survivors"] or self.chance.random() < 0.7:
             arguments = self.masked.revealing(index)
-            survivors = arguments[2] ^ (
-                1 << self.chance.randrange(MEMBERS) if sloppy and self.chance.random() < 0.5 else 0
-            )
-            told = bytes(16) if sloppy and self.chance.random() < 0.3 else arguments[3]
-            seeds = [*arguments[4], digest("more")] if sloppy and self.chance.random() < 0.5 else arguments[4]
+            # One thing at a time: a call with two faults is refused for the other one.
+            wrong = self.chance.choice(("survivors", "secret", "seeds", "")) if sloppy else ""
+            survivors = arguments[2] ^ (1 << self.chance.randrange(MEMBERS) if wrong == "survivors" else 0)
+            told = bytes(16) if wrong == "secret" else arguments[3]
+            seeds = [*arguments[4], digest("more")] if wrong == "seeds" else arguments[4]
             self._mask(index, "reveal", (*arguments[:2], survivors, told, seeds))
         else:
             self.masked.chain.now_ms += self.chance.choice([0, MERGE_MS // 2])
