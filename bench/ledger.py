@@ -31,7 +31,6 @@ import typer
 from eth_account import Account
 from rich.console import Console
 from rich.table import Table
-from web3 import AsyncWeb3
 
 from swarm.config import MemberConfig, Policy, SiteConfig, SwarmConfig
 from swarm.consensus import Broadcast, Certificate, Consensus, Decide, Effect, Help, check_certificate
@@ -42,7 +41,7 @@ from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import Call
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.ledger.rpc import Asked, Rpc
 from swarm.node.agreement import Keys
 from swarm.node.embedded import EmbeddedChain
 from swarm.node.process import open_node
@@ -260,7 +259,7 @@ class Run:
         self.now_ms = config.created_ms
         self.leader = Ledger.open(folder / "leader", genesis)
         self.follower = Ledger.open(folder / "follower", genesis)
-        self.contracts = Contracts(AsyncWeb3(LedgerProvider(Rpc(self.leader, lambda raw: None))))
+        self.contracts = Contracts(Asked(Rpc(self.leader, lambda raw: None)))
         self.by_address = {key.address: key for key in NODES}
         self.judge_s: dict[str, list[float]] = defaultdict(list)
         self.keep_s: list[float] = []

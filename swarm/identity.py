@@ -6,15 +6,18 @@ key itself (libp2p peer-ids specification), so the address follows from the Peer
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import base58
+import py_ecc  # noqa: F401
 from coincurve import PrivateKey, PublicKey
-from eth_account import Account
 from eth_keys import keys
 from eth_keys.exceptions import ValidationError
 from eth_utils import to_checksum_address
@@ -22,8 +25,9 @@ from eth_utils import to_checksum_address
 from swarm.encoding import Address, Digest, keccak256
 from swarm.errors import ConfigError
 
-# eth_account brings py_ecc, which raises the interpreter's recursion limit to 100,000. Nested JSON of 100 kB then
-# overflows the C stack before it meets the limit, and a stranger's line kills the process. py-evm asks for this many.
+# py_ecc, which comes with py-evm and eth_account, raises the interpreter's recursion limit to 100,000 when it is
+# loaded. Nested JSON of 100 kB then overflows the C stack before it meets the limit, and a stranger's line kills the
+# process. So it is loaded here, without its curves, and its limit taken back. py-evm asks for this many.
 RECURSION_MAX = 12 * 1024
 sys.setrecursionlimit(min(sys.getrecursionlimit(), RECURSION_MAX))
 
@@ -123,9 +127,13 @@ SCRYPT_N_RANDOM = 1 << 12
 """For a password of 128 random bits or more, which nobody guesses however quick a guess is."""
 
 
+SCRYPT_BYTES_MAX = 1 << 30
+"""What opening a keystore may take of memory; four times what the usual work does."""
+
+
 def save_keystore(identity: Identity, path: Path, password: str, *, scrypt_n: int = SCRYPT_N) -> None:
     """Write an Ethereum keystore v3 file (scrypt, AES-128-CTR), readable by its owner only."""
-    document = Account.encrypt(identity.secret, password, kdf="scrypt", iterations=scrypt_n)
+    document = _account().encrypt(identity.secret, password, kdf="scrypt", iterations=scrypt_n)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -147,9 +155,43 @@ def load_keystore(path: Path, password: str) -> Identity:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a readable keystore file: {error}") from error
     try:
-        return Identity(bytes(Account.decrypt(document, password)))
+        return Identity(_opened(document, password))
     except (ValueError, KeyError, TypeError, NotImplementedError) as error:
         raise ConfigError(
             f"{path} does not open with this password; it is read from the site's `password_file` or from the "
             f"environment variable SWARM_PASSWORD ({error})"
         ) from error
+
+
+def _opened(document: Any, password: str) -> bytes:
+    """The key in a keystore's document. The usual kind without the library for all kinds, half a second to load."""
+    match document:
+        case {
+            "version": 3,
+            "crypto": {
+                "kdf": "scrypt",
+                "kdfparams": {"n": int(n), "r": int(r), "p": int(p), "dklen": 32, "salt": str(salt)},
+                "cipher": "aes-128-ctr",
+                "cipherparams": {"iv": str(iv)},
+                "ciphertext": str(ciphertext),
+                "mac": str(mac),
+            },
+        } if 128 * n * r * p <= SCRYPT_BYTES_MAX // 2:
+            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+            derived = hashlib.scrypt(
+                password.encode(), salt=bytes.fromhex(salt), n=n, r=r, p=p, maxmem=SCRYPT_BYTES_MAX, dklen=32
+            )
+            sealed = bytes.fromhex(ciphertext)
+            if not hmac.compare_digest(keccak256(derived[16:] + sealed), bytes.fromhex(mac)):
+                raise ValueError("MAC mismatch")
+            opening = Cipher(algorithms.AES(derived[:16]), modes.CTR(bytes.fromhex(iv))).decryptor()
+            return opening.update(sealed) + opening.finalize()
+    return bytes(_account().decrypt(document, password))
+
+
+def _account() -> Any:
+    """The library for keystores of every kind."""
+    from eth_account import Account
+
+    return Account

@@ -224,3 +224,22 @@ def test_nested_json_is_an_error_and_no_crash() -> None:
 
     assert ends(0) == (0, "refused\n")
     assert ends(100_000)[0] < 0
+
+
+@pytest.mark.parametrize("kdf", ["pbkdf2", "scrypt"])
+def test_a_keystore_of_either_kind_opens_as_the_library_opens_it(tmp_path: Path, kdf: str) -> None:
+    identity, path = Identity.generate(), tmp_path / "site.json"
+    path.write_text(json.dumps(Account.encrypt(identity.secret, "pa55 wörd", kdf=kdf, iterations=4096)))
+    assert load_keystore(path, "pa55 wörd").secret == identity.secret
+    with pytest.raises(ConfigError, match="does not open with this password"):
+        load_keystore(path, "pa55 word")
+
+
+def test_a_keystore_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
+    identity, path = Identity.generate(), tmp_path / "site.json"
+    save_quickly(identity, path, "x")
+    document = json.loads(path.read_text())
+    document["crypto"]["kdfparams"]["n"] = 1 << 40
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=str(path)):
+        load_keystore(path, "x")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eth_account import Account
-from web3 import AsyncWeb3
 
 from sim.scale.prepared import VALIDATORS
 from swarm.config import MemberConfig, SwarmConfig
@@ -26,7 +25,7 @@ from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import TRANSACTION_GAS, Call
 from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.ledger.rpc import Asked, Rpc
 from swarm.quorum import quorum
 
 CHAIN_ID = 1337
@@ -74,7 +73,7 @@ class Chain:
         (folder / "swarm.toml").write_text(_toml(config))
         self._ledger = Ledger.open(folder / "ledger", Genesis.of(config))
         self._by_address = {member.node.address: member for member in members}
-        self.contracts = Contracts(AsyncWeb3(LedgerProvider(Rpc(self._ledger, self._ledger.add_transaction))))
+        self.contracts = Contracts(Asked(Rpc(self._ledger, self._ledger.add_transaction)))
         self._loop = asyncio.new_event_loop()
         self.now_ms = max(self._ledger.head.timestamp_ms, CREATED_MS) + BLOCK_MS
         """The virtual clock of everybody."""

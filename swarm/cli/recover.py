@@ -146,12 +146,10 @@ def _from_folder(site: SiteConfig) -> Seen:
 
 
 def _members(ledger: Ledger) -> tuple[Member, ...]:
-    from web3 import AsyncWeb3
-
     from swarm.ledger.client import Contracts
-    from swarm.ledger.rpc import LedgerProvider, Rpc
+    from swarm.ledger.rpc import Asked, Rpc
 
-    contracts = Contracts(AsyncWeb3(LedgerProvider(Rpc(ledger, ledger.add_transaction))))
+    contracts = Contracts(Asked(Rpc(ledger, ledger.add_transaction)))
     return asyncio.run(contracts.members())
 
 

@@ -15,15 +15,13 @@ from enum import IntEnum
 from functools import partial
 from typing import Any
 
-from web3 import AsyncWeb3
-
 from swarm.blind import MaskState, Told
 from swarm.config import Policy
 from swarm.encoding import ZERO_ADDRESS, ZERO_DIGEST, Address, Digest, from_hex, to_hex
 from swarm.errors import ConfigError, RejectedError
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import Interface, interface
-from swarm.ledger.endpoint import Call, Endpoint
+from swarm.ledger.endpoint import Call, Endpoint, Web3
 from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS
 from swarm.ledger.masks import Masks, told
 from swarm.merkle import digest_of
@@ -170,7 +168,7 @@ class Contracts:
 
     def __init__(
         self,
-        web3: AsyncWeb3[Any],
+        web3: Web3,
         *,
         consortium: Address = CONSORTIUM,
         runs: Address = RUNS,

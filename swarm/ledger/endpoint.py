@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import aiohttp
-from eth_account import Account
-from web3 import AsyncWeb3
-from web3.exceptions import Web3Exception
-from web3.types import RPCEndpoint
+from typing import Any, Protocol
 
 from swarm.encoding import Address, Digest, from_hex, to_hex
 from swarm.errors import RejectedError, UnavailableError
 from swarm.identity import Identity, checksum
 from swarm.ledger.abi import reason
+from swarm.ledger.signing import Terms, signed
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +36,37 @@ RESEND_S = 3.0
 REPRICE_S = 20.0
 """After so long without a block the fee is raised to the market's, and by an eighth at least: nodes ask a tenth."""
 _NONCE_TRIES = 4
-# What web3's providers raise where a node is away, slow, or no JSON-RPC speaks at its address.
-NO_ANSWER = (OSError, TimeoutError, aiohttp.ClientError, Web3Exception, json.JSONDecodeError, UnicodeDecodeError)
 # Transactions whose fate this node has not seen. An identity has a few; more are forgotten, oldest first.
 _UNSETTLED_MAX = 1024
 # How nodes say that they have a transaction already: geth, Besu, anvil, and this project's ledger.
 _KNOWN = ("already known", "known transaction", "already imported", "is known")
+
+
+class Provider(Protocol):
+    """Answers JSON-RPC requests; web3's providers do."""
+
+    async def make_request(self, method: Any, params: Any, /) -> Any:
+        """The response object, with `result` or `error`."""
+        ...
+
+
+class Web3(Protocol):
+    """Who has a provider: an `AsyncWeb3`, or the embedded ledger without one, which takes a second to load."""
+
+    @property
+    def provider(self) -> Provider:
+        """Where requests go."""
+        ...
+
+
+def no_answer() -> tuple[type[BaseException], ...]:
+    """What providers raise where a node is away, slow, or no JSON-RPC speaks at its address.
+
+    The errors of libraries that this process has not loaded, nobody raises in it.
+    """
+    others = [("aiohttp", "ClientError"), ("web3.exceptions", "Web3Exception")]
+    loaded = [getattr(sys.modules[module], name) for module, name in others if module in sys.modules]
+    return (OSError, TimeoutError, json.JSONDecodeError, UnicodeDecodeError, *loaded)
 
 
 @dataclass(frozen=True)
@@ -103,9 +124,7 @@ class Endpoint:
             a link that is lost on the way is waited for.
     """
 
-    def __init__(
-        self, web3: AsyncWeb3[Any], *, on_block: Callable[[], Awaitable[None]] | None = None, free: bool = True
-    ) -> None:
+    def __init__(self, web3: Web3, *, on_block: Callable[[], Awaitable[None]] | None = None, free: bool = True) -> None:
         self._web3 = web3
         self._on_block = on_block
         self._free = free
@@ -121,8 +140,8 @@ class Endpoint:
             UnavailableError: no answer came.
         """
         try:
-            response = await self._web3.provider.make_request(RPCEndpoint(method), list(params))
-        except NO_ANSWER as error:
+            response = await self._web3.provider.make_request(method, list(params))
+        except no_answer() as error:
             raise UnavailableError(f"the ledger does not answer {method}: {type(error).__name__} {error}") from error
         refusal: object = response.get("error")
         if refusal is None:
@@ -219,20 +238,8 @@ class Endpoint:
 
     def _sign(self, identity: Identity, call: Call, flight: _Flight) -> None:
         assert self._chain_id is not None
-        terms: dict[str, object] = {
-            "chainId": self._chain_id,
-            "nonce": flight.nonce,
-            "gas": flight.gas,
-            "to": checksum(call.to) if call.to is not None else b"",
-            "value": 0,
-            "data": to_hex(call.data),
-        }
-        if flight.fee.tip is None:
-            terms["gasPrice"] = flight.fee.most
-        else:
-            terms |= {"type": 2, "maxFeePerGas": flight.fee.most, "maxPriorityFeePerGas": flight.fee.tip}
-        signed = Account.sign_transaction(terms, identity.secret)
-        flight.sent.append(_Sent(bytes(signed.raw_transaction), bytes(signed.hash)))
+        terms = Terms(self._chain_id, flight.nonce, flight.gas, flight.fee.most, flight.fee.tip)
+        flight.sent.append(_Sent(*signed(identity, terms, call.to, call.data)))
 
     async def _send(self, flight: _Flight) -> None:
         """RejectedError where the node does not take it; that it has it already is no error."""

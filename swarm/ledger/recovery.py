@@ -13,9 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from eth_account import Account
-from eth_account.messages import encode_typed_data
-
 from swarm.config import MEMBERS_MAX
 from swarm.encoding import Address, Digest, from_hex, keccak256, short, to_hex
 from swarm.errors import ConfigError, RejectedError
@@ -24,6 +21,7 @@ from swarm.identity import recover as recover_secp256k1
 from swarm.ledger.abi import interface
 from swarm.ledger.block import Transaction
 from swarm.ledger.genesis import CONSORTIUM
+from swarm.ledger.signing import Terms, signed
 from swarm.quorum import quorum
 
 REASON_BYTES_MAX = 256
@@ -89,6 +87,8 @@ class Manifest:
             "reason": self.reason,
             "created": self.created_ms,
         }
+        from eth_account.messages import encode_typed_data  # half a second, for the day on which a ledger is recovered
+
         message = encode_typed_data(domain, _TYPES, content)
         return keccak256(b"\x19" + message.version + message.header + message.body)
 
@@ -229,16 +229,9 @@ class Recovery:
             "recover", manifest.genesis, manifest.height, manifest.head, manifest.validators, manifest.reason,
             manifest.created_ms, self.signatures,
         )  # fmt: skip
-        fields: dict[str, object] = {
-            "chainId": manifest.chain_id,
-            "nonce": 0,
-            "gas": RECOVERY_GAS,
-            "gasPrice": 0,
-            "to": checksum(CONSORTIUM),
-            "value": 0,
-            "data": data,
-        }
-        return bytes(Account.sign_transaction(fields, keccak256(b"swarm/recovery carrier" + data)).raw_transaction)
+        carrier = Identity(keccak256(b"swarm/recovery carrier" + data))
+        terms = Terms(manifest.chain_id, nonce=0, gas=RECOVERY_GAS, price=0)
+        return signed(carrier, terms, CONSORTIUM, data)[0]
 
     @classmethod
     def of(cls, transaction: Transaction, chain_id: int) -> Recovery:

@@ -13,9 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from web3.providers.async_base import AsyncBaseProvider
-from web3.types import RPCEndpoint, RPCResponse
-
 from swarm.encoding import ZERO_ADDRESS, Address, Digest, from_hex, keccak256, to_hex
 from swarm.errors import RejectedError
 from swarm.identity import checksum
@@ -388,25 +385,25 @@ def _signature(method: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature() if method is list else inspect.signature(method)
 
 
-class LedgerProvider(AsyncBaseProvider):
-    """A web3 provider over a ledger in the same process."""
+class Asked:
+    """A ledger in the same process where `Contracts` takes an `AsyncWeb3`: it is its own provider."""
 
     def __init__(self, rpc: Rpc) -> None:
-        super().__init__()
         self._rpc = rpc
 
-    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+    @property
+    def provider(self) -> Asked:
+        """Itself."""
+        return self
+
+    async def make_request(self, method: str, params: Any, /) -> dict[str, Any]:
         """The answer; StorageError passes through, it is the node's to handle."""
         # Whoever asks in a loop lets the others work in between.
         await asyncio.sleep(0)
         try:
             return {"jsonrpc": "2.0", "id": 1, "result": self._rpc.handle(method, _as_json(params))}
         except RpcError as error:
-            return {"jsonrpc": "2.0", "id": 1, "error": error.as_json()}  # type: ignore[typeddict-item]
-
-    async def is_connected(self, show_traceback: bool = False) -> bool:
-        """Always: it is in this process."""
-        return True
+            return {"jsonrpc": "2.0", "id": 1, "error": error.as_json()}
 
 
 def _as_json(value: Any) -> Any:

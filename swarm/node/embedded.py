@@ -7,14 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from web3 import AsyncWeb3
-
 from swarm.config import RpcConfig
 from swarm.encoding import to_hex
 from swarm.identity import Identity, checksum
 from swarm.ledger.client import Contracts
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc
+from swarm.ledger.rpc import Asked, Rpc
 from swarm.net.transport import Transport
 from swarm.node.agreement import Agreement
 from swarm.node.standby import Standby, part
@@ -56,7 +54,7 @@ class EmbeddedChain:
             on_failure=self._on_failure,
         )
         self.rpc = Rpc(ledger, self.agreement.add_transaction)
-        self.contracts = Contracts(AsyncWeb3(LedgerProvider(self.rpc)), on_block=self.next_block)
+        self.contracts = Contracts(Asked(self.rpc), on_block=self.next_block)
         self.standby = Standby(
             identity=identity,
             contracts=self.contracts,

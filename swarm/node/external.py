@@ -21,7 +21,7 @@ from swarm.ledger.client import Contracts
 from swarm.ledger.confirmed import Confirmed
 from swarm.ledger.connection import Connection, shown
 from swarm.ledger.database import lock_folder
-from swarm.ledger.endpoint import NO_ANSWER
+from swarm.ledger.endpoint import no_answer
 from swarm.ledger.external import Counted, ExternalNetwork, Head, counted, places_of
 from swarm.ledger.rpc import RpcError
 
@@ -165,7 +165,7 @@ class ExternalChain:
         """The chain's answer as of the last block that counts; RpcError otherwise."""
         try:
             response = await self._view.make_request(RPCEndpoint(method), params)
-        except NO_ANSWER as error:
+        except no_answer() as error:
             raise UnavailableError(f"the chain does not answer {method}: {error!r}") from error
         refusal = response.get("error")
         if isinstance(refusal, Mapping):

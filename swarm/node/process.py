@@ -23,7 +23,6 @@ from swarm.net.transport import Transport
 from swarm.node.chain import Chain
 from swarm.node.control import Control
 from swarm.node.embedded import EmbeddedChain
-from swarm.node.external import ExternalChain
 from swarm.node.metrics import Metrics
 from swarm.node.node import Node
 from swarm.node.participation import Participation
@@ -77,6 +76,8 @@ def open_node(
 def _chain(site: SiteConfig, swarm: SwarmConfig, identity: Identity, transport: Transport) -> Chain:
     """The members' own ledger on this site's disk, or somebody else's chain, as `swarm.toml` says."""
     if swarm.external is not None:
+        from swarm.node.external import ExternalChain  # brings web3, half a second
+
         if site.rpc is not None:
             logger.info("[rpc] of %s serves /metrics alone: the chain's own nodes serve JSON-RPC", site.path.name)
         endpoint = site.endpoint or swarm.external.endpoint

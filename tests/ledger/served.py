@@ -16,7 +16,8 @@ from swarm.config import RpcConfig
 from swarm.encoding import keccak256
 from swarm.ledger.client import Contracts
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc, RpcError
+from swarm.ledger.provider import LedgerProvider
+from swarm.ledger.rpc import Rpc, RpcError
 from swarm.ledger.web import Web
 from swarm.ledger.web_server import Server
 from tests.ledger.world import decide, now_ms, open_ledger

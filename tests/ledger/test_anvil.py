@@ -27,7 +27,8 @@ from swarm.ledger.client import Contracts
 from swarm.ledger.endpoint import Call
 from swarm.ledger.genesis import CONSORTIUM, RUNS, allocations
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Rpc, RpcError
+from swarm.ledger.provider import LedgerProvider
+from swarm.ledger.rpc import Rpc, RpcError
 from swarm.rounds import Phase
 from tests.ledger import world
 from tests.ledger.anvil import CHAIN, Anvil

@@ -25,7 +25,8 @@ from swarm.ledger.client import (
 )
 from swarm.ledger.endpoint import POLL_MAX_S, Call
 from swarm.ledger.genesis import RUNS
-from swarm.ledger.rpc import LedgerProvider, Limits, Rpc
+from swarm.ledger.provider import LedgerProvider
+from swarm.ledger.rpc import Limits, Rpc
 from swarm.ledger.rpc_json import receipt_json
 from swarm.merkle import digest_of
 from swarm.rounds import Phase, RunState, Submission

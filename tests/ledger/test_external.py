@@ -29,7 +29,7 @@ from swarm.ledger.connection import ANSWER_MAX_BYTES, Connection
 from swarm.ledger.deploy import CODE_MAX_BYTES, INIT_CODE_MAX_BYTES, deploy
 from swarm.ledger.external import Counted, ExternalNetwork, Places, counted, expected_code
 from swarm.ledger.genesis import BLIND, CONSORTIUM, RUNS, consortium_creation
-from swarm.ledger.rpc import LedgerProvider
+from swarm.ledger.provider import LedgerProvider
 from tests.ledger import world
 from tests.ledger.anvil import CHAIN, Anvil
 from tests.ledger.served import Served

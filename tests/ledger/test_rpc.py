@@ -19,7 +19,8 @@ from swarm.ledger.abi import interface
 from swarm.ledger.artifact import artifact
 from swarm.ledger.genesis import CONSORTIUM, RUNS
 from swarm.ledger.ledger import Ledger
-from swarm.ledger.rpc import LedgerProvider, Limits, Rpc, RpcError
+from swarm.ledger.provider import LedgerProvider
+from swarm.ledger.rpc import Limits, Rpc, RpcError
 from tests.ledger import world
 from tests.ledger.world import CHAIN, OPERATORS, STRANGER
 
