@@ -19,6 +19,8 @@ from swarm.config import LEAK_CHECK_RESULTS, Policy, SiteConfig, load_policy, lo
 from swarm.errors import ConfigError
 
 INTERRUPTED = 130
+STEPS = "steps"
+"""Beside the report while it is not written."""
 
 
 def leak_check(
@@ -50,7 +52,7 @@ def leak_check(
     Reconstructs records from updates, tells who was trained on, and bounds epsilon from below with planted records.
     Writes report.html and results.json. For a SITE.toml they go to the site's folder, and training states their
     digest on the ledger with its submissions; the report itself holds true records and goes nowhere. Takes minutes;
-    Ctrl-C leaves nothing.
+    one that is stopped goes on when it is started again.
     """
     folder, name, place = _places(what, site, out)
     if run and (policy is not None or checkpoint is not None or what.is_dir()):
@@ -61,7 +63,7 @@ def leak_check(
         raise ConfigError(f"--epsilon {epsilon:g}, --rows {rows}: epsilon is 0.05 or more, rows are 2 or more")
     if importlib.util.find_spec("opacus") is None:
         raise ConfigError("a leak check trains with differential privacy too: pip install 'swarm-ledger[privacy]'")
-    from swarm.learn.leak import attacks, check, page, stated  # brings in torch: other commands start without it
+    from swarm.learn.leak import attacks, check, page, stated, steps  # brings in torch: other commands start without it
 
     agreed = _policy(folder, policy) if not run else None
     if agreed is None:
@@ -77,11 +79,12 @@ def leak_check(
         plan=attacks.Plan(rows=rows),
     )
     try:
-        results, tried = _run(check, check.quick(settings) if quick else settings)
+        results, pictures = _run(check, check.quick(settings) if quick else settings, place / STEPS)
     except KeyboardInterrupt:
-        screen.err.print("stopped; nothing was written")
+        screen.err.print("stopped; the same command goes on from here")
         raise typer.Exit(INTERRUPTED) from None
-    digest = stated.write(place, {**results, "quick": quick}, page.page(results, tried))
+    digest = stated.write(place, {**results, "quick": quick}, page.page(results, pictures))
+    steps.forget(place / STEPS)
     _show(results)
     screen.err.print(f"{screen.here(place / stated.REPORT)}; results.json has the digest {digest}")
 
@@ -104,7 +107,8 @@ async def _of_run(site: SiteConfig, run: str) -> tuple[Policy, Path]:
             raise ConfigError(f"{site.name}'s node does not have the policy of run {run} yet; --policy FILE names it")
         digest = (await node.call("swarm_run", run=run))["checkpoint"]
         path = Path((await node.call("swarm_object", digest=digest))["path"])
-    return Policy(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}), path
+    values: dict[str, Any] = {key: tuple(one) if isinstance(one, list) else one for key, one in found.items()}
+    return Policy(**values), path
 
 
 def _policy(folder: Path, given: Path | None) -> Policy:
@@ -118,7 +122,7 @@ def _policy(folder: Path, given: Path | None) -> Policy:
     return load_policy(folder / str(named))
 
 
-def _run(check: Any, settings: Any) -> Any:
+def _run(check: Any, settings: Any, steps: Path) -> Any:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen.err, disable=not screen.err.is_terminal) as progress:
         tasks: dict[str, Any] = {}
@@ -128,7 +132,7 @@ def _run(check: Any, settings: Any) -> Any:
                 tasks[what] = progress.add_task(what, total=of)
             progress.update(tasks[what], completed=done)
 
-        return check.check(settings, tell)
+        return check.check(settings, tell, steps=steps)
 
 
 def _show(results: Mapping[str, Any]) -> None:

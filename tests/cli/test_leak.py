@@ -26,6 +26,7 @@ def test_a_report_says_what_came_of_it_and_the_ledger_gets_its_digest(swarm: Swa
     data, page = (place / "results.json").read_bytes(), (place / "report.html").read_text()
     found = json.loads(data)
     # Logistic regression: the gradient of one row is the row, up to its length.
+    assert not (place / "steps").exists()
     one = found["attacks"]["one"]
     assert one["verdict"] == "recognisable"
     assert one["decibel_best"] > 40
@@ -83,6 +84,8 @@ def test_a_site_without_a_leak_check_states_none_and_long_metrics_leave_it_out(t
         (["nodes/heart", "--site", "paris"], "there are cleveland"),
         (["nodes/heart", "--rows", "1"], "rows are 2 or more"),
         (["nodes/heart", "--epsilon", "0"], "epsilon is 0.05 or more"),
+        (["nodes/heart", "--run", "heart"], "from a SITE.toml's ledger"),
+        (["nodes/heart", "--update", "README.md"], "is no update"),
         (["nodes/heart", "--policy", "nodes/none.toml"], "none.toml"),
     ],
 )

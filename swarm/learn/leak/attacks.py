@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swarm.config import Policy
+from swarm.encoding import sha256
 from swarm.learn.leak.binomial import at_least
 from swarm.learn.leak.ground import Ground, Records, Seen, Trained
 from swarm.learn.leak.inversion import Effort, Known, invert, label_of_one
@@ -77,15 +78,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """What chance decides in a view."""
+
+    chance: torch.Generator
+    source: np.random.Generator
+
+    @classmethod
+    def of(cls, seed: int, name: str) -> Draws:
+        """A view's own: which other views are tried before it changes nothing."""
+        number = int.from_bytes(sha256(f"{seed} {name}".encode())[:7])
+        return cls(torch.Generator().manual_seed(number), np.random.default_rng(number))
+
+
+@dataclass(frozen=True)
 class View:
     """An update as somebody sees it."""
 
     name: str
     title: str
     trials: int
-    make: Callable[[], Seen]
+    make: Callable[[Draws], Seen]
     hard: bool = False
-    unrelated: Callable[[], Seen] | None = None
+    unrelated: Callable[[Draws], Seen] | None = None
     """Where there is one trial alone."""
 
 
@@ -95,49 +110,56 @@ def view_of_file(ground: Ground, update: Path) -> View:
     Raises:
         ConfigError: the file is no update of this model.
     """
-    seen, other = ground.of_file(update), ground.chance(5)
+    seen = ground.of_file(update)
     title = f"the update {update.name} itself, as every member of a visible round would have it"
-    return View("update", title, 1, lambda: seen, unrelated=lambda: ground.plain(ground.interval(ground.site, other)))
+
+    def another(draws: Draws) -> Seen:
+        return ground.plain(ground.interval(ground.site, draws.chance))
+
+    return View("update", title, 1, lambda draws: seen, unrelated=another)
 
 
 def views(ground: Ground, policy: Policy, plan: Plan) -> list[View]:
     """Every update that is attacked; `policy` is the private one."""
     rows = min(plan.rows, len(ground.mine))
-    chance, source = ground.chance(1), np.random.default_rng(ground.seed + 1)
 
-    def batch(site: str, size: int) -> Trained:
+    def batch(site: str, size: int, draws: Draws) -> Trained:
         own = ground.rows[site]
-        return ground.step(site, own.pick(torch.randperm(len(own), generator=chance)[:size]))
+        return ground.step(site, own.pick(torch.randperm(len(own), generator=draws.chance)[:size]))
 
-    def summed(size: int, *, masked: bool = False) -> Seen:
-        parts = [batch(site, size) if size else ground.interval(site, chance) for site in ground.rows]
-        return ground.blind(parts, source, masked=masked)
+    def one(size: int) -> Callable[[Draws], Seen]:
+        return lambda draws: ground.plain(batch(ground.site, size, draws))
 
-    def private_one() -> Seen:
-        return ground.plain(ground.private_step(rows, policy, source))
+    def interval(draws: Draws) -> Seen:
+        return ground.plain(ground.interval(ground.site, draws.chance))
+
+    def summed(size: int, *, masked: bool = False) -> Callable[[Draws], Seen]:
+        def make(draws: Draws) -> Seen:
+            sites = ground.rows
+            parts = [batch(site, size, draws) if size else ground.interval(site, draws.chance) for site in sites]
+            return ground.blind(parts, draws.source, masked=masked)
+
+        return make
+
+    def private_one(draws: Draws) -> Seen:
+        return ground.plain(ground.private_step(rows, policy, draws.source))
 
     whole = f"a round: {ground.policy.sync_interval} batches of {ground.recipe.BATCH}"
     found = [
-        View("one", "plain, one step on one record", plan.trials_of_one, lambda: ground.plain(batch(ground.site, 1))),
-        View(
-            "small", f"plain, one step on {rows} records", plan.trials,
-            lambda: ground.plain(batch(ground.site, rows)),
-        ),
-        View(
-            "interval", f"plain, {whole}", plan.trials_of_interval,
-            lambda: ground.plain(ground.interval(ground.site, chance)),
-        ),
-    ]  # fmt: skip
+        View("one", "plain, one step on one record", plan.trials_of_one, one(1)),
+        View("small", f"plain, one step on {rows} records", plan.trials, one(rows)),
+        View("interval", f"plain, {whole}", plan.trials_of_interval, interval),
+    ]
     sites = len(ground.rows)
     if sites >= SEATS_MIN:
         sums = f"blind round of {sites} sites, to its leader the sum of {sites - 1}"
         found += [
-            View("blind interval", f"{sums}, {whole} each", plan.trials_of_interval, lambda: summed(0)),
-            View("blind small", f"{sums}, one step on {rows} records each", plan.trials, lambda: summed(rows), True),
-            View("blind one", f"{sums}, one step on one record each", plan.trials_of_one, lambda: summed(1), True),
+            View("blind interval", f"{sums}, {whole} each", plan.trials_of_interval, summed(0)),
+            View("blind small", f"{sums}, one step on {rows} records each", plan.trials, summed(rows), True),
+            View("blind one", f"{sums}, one step on one record each", plan.trials_of_one, summed(1), True),
             View(
                 "masked", "blind, one masked vector before the sum: one step on one record", plan.trials,
-                lambda: summed(1, masked=True),
+                summed(1, masked=True),
             ),
         ]  # fmt: skip
     title = f"plain with differential privacy (epsilon {policy.epsilon:g}), one step on about {rows} records"
@@ -157,8 +179,9 @@ def attack(ground: Ground, view: View, plan: Plan, *, tell: Callable[[], None] =
     tried, labels = [], ""
     assert view.trials > 1 or view.unrelated is not None, "a trial is compared with another one"
     makers = [view.make] * view.trials + ([view.unrelated] if view.unrelated else [])
+    draws = Draws.of(ground.seed, view.name)
     for make in makers:
-        seen = make()
+        seen = make(draws)
         found, mismatch, labels = _invert(ground, seen, known, plan.effort, chance, tell)
         tried.append((seen, found, mismatch))
     results, pictures = [], list[tuple[Tensor, Tensor]]()

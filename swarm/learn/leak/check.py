@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from swarm.learn.leak.binomial import CONFIDENCE, interval
 from swarm.learn.leak.ground import Ground, Records, with_privacy
 from swarm.learn.leak.inversion import Effort, Known
 from swarm.learn.leak.measures import mean
+from swarm.learn.leak.pictures import png
+from swarm.learn.leak.steps import Steps
 from swarm.learn.leak.training import train
-from swarm.learn.private_budget import Steps, epsilon_of, noise_for
+from swarm.learn.private_budget import Steps as StepsTaken
+from swarm.learn.private_budget import epsilon_of, noise_for
 from swarm.learn.recipes import load_recipe, sites_of
 
 Tell = Callable[[str, int, int], None]
@@ -53,8 +57,15 @@ class Settings:
 QUICK = Plan(Effort(restarts=2, steps=60, refine=20), trials_of_one=2, trials=2, trials_of_interval=2)
 
 
-def check(settings: Settings, tell: Tell = lambda what, done, of: None) -> tuple[dict[str, Any], list[Attack]]:
-    """All attacks: results that are plain values, and the attacks with their pictures.
+Found = tuple[dict[str, Any], dict[str, list[tuple[str, str]]]]
+"""Results that are plain values; by attack, pairs of pictures of a true record and its nearest reconstruction."""
+
+
+def check(settings: Settings, tell: Tell = lambda what, done, of: None, *, steps: Path | None = None) -> Found:
+    """All attacks.
+
+    Args:
+        steps: keeps what is worked out, so that the same check, stopped and started again, goes on.
 
     Raises:
         ConfigError: no such recipe or site, a model that cannot be attacked or trained privately, or too little memory.
@@ -62,7 +73,7 @@ def check(settings: Settings, tell: Tell = lambda what, done, of: None) -> tuple
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps of small models are shorter than the threads' waiting for each other
     try:
-        return _check(settings, tell)
+        return _check(settings, tell, steps)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error):
             raise ConfigError(
@@ -74,7 +85,7 @@ def check(settings: Settings, tell: Tell = lambda what, done, of: None) -> tuple
         torch.set_num_threads(threads)
 
 
-def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]]:
+def _check(settings: Settings, tell: Tell, folder: Path | None) -> Found:
     recipe = load_recipe(settings.recipe)
     sites = sites_of(recipe)
     site = settings.site or next((one.name for one in sites if one.trains), "")
@@ -85,8 +96,10 @@ def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]
     tried = views(ground, policy, settings.plan)
     if settings.update is not None:
         tried = [view_of_file(ground, settings.update), *tried]
-    attacks = [_told(ground, settings.plan, view, tell) for view in tried]
-    trained = _trained(ground, policy, settings, tell)
+    about = _about(settings)
+    steps = Steps(folder, about)
+    attacks = {view.name: steps.of(view.name, partial(_told, ground, settings.plan, view, tell)) for view in tried}
+    trained = _trained(ground, policy, settings, steps, tell)
     results = {
         "recipe": settings.recipe.resolve().name,
         "site": site,
@@ -95,16 +108,28 @@ def _check(settings: Settings, tell: Tell) -> tuple[dict[str, Any], list[Attack]
         "policy": asdict(settings.policy),
         "private": {"epsilon": policy.epsilon, "delta": policy.delta, "clip": policy.clip, "unit": policy.unit},
         "seed": settings.seed,
-        "checkpoint": "fresh model" if settings.checkpoint is None else sha256(settings.checkpoint.read_bytes()).hex(),
-        "update": "" if settings.update is None else sha256(settings.update.read_bytes()).hex(),
+        "checkpoint": about["checkpoint"] or "fresh model",
+        "update": about["update"],
         "images": ground.is_image,
-        "attacks": {one.name: _numbers(one) for one in attacks},
+        "attacks": {name: one["numbers"] for name, one in attacks.items()},
         **trained,
     }
-    return results, attacks
+    return results, {name: one["pictures"] for name, one in attacks.items()}
 
 
-def _told(ground: Ground, plan: Plan, view: View, tell: Tell) -> Attack:
+def _about(settings: Settings) -> dict[str, Any]:
+    """Everything that the results depend on."""
+
+    def digest(path: Path | None) -> str:
+        return "" if path is None else sha256(path.read_bytes()).hex()
+
+    files = {path.name: digest(path) for path in sorted(settings.recipe.glob("*.py"))}
+    return asdict(settings) | {
+        "recipe": files, "checkpoint": digest(settings.checkpoint), "update": digest(settings.update),
+    }  # fmt: skip
+
+
+def _told(ground: Ground, plan: Plan, view: View, tell: Tell) -> dict[str, Any]:
     title = view.title
     total = max(view.trials, 2) * plan.effort.restarts * (plan.effort.steps + plan.effort.refine)
     done = 0
@@ -118,7 +143,7 @@ def _told(ground: Ground, plan: Plan, view: View, tell: Tell) -> Attack:
     tell(title, 0, total)
     found = attack(ground, view, plan, tell=stepped)
     tell(title, total, total)
-    return found
+    return {"numbers": _numbers(found), "pictures": [(png(true), png(near)) for true, near in found.pictures]}
 
 
 def _numbers(one: Attack) -> dict[str, Any]:
@@ -153,19 +178,21 @@ def _numbers(one: Attack) -> dict[str, Any]:
 # --- attacks on models trained to the end
 
 
-def _trained(ground: Ground, policy: Policy, settings: Settings, tell: Tell) -> dict[str, Any]:
+def _trained(ground: Ground, policy: Policy, settings: Settings, steps: Steps, tell: Tell) -> dict[str, Any]:
     rounds = min(settings.rounds or settings.policy.rounds, settings.policy.rounds)
     if ground.recipe.KIND == "survival":
         why = "cannot be measured: this recipe's loss compares records with each other, so one record has none"
         return {"membership": {"undefined": why}, "canaries": {"undefined": why}}
     return {
         "rounds": rounds,
-        "membership": _membership(ground, policy, settings, rounds, tell),
-        "canaries": _canaries(ground, policy, settings, rounds, tell),
+        "membership": _membership(ground, policy, settings, rounds, steps, tell),
+        "canaries": _canaries(ground, policy, settings, rounds, steps, tell),
     }
 
 
-def _membership(ground: Ground, policy: Policy, settings: Settings, rounds: int, tell: Tell) -> dict[str, Any]:
+def _membership(
+    ground: Ground, policy: Policy, settings: Settings, rounds: int, steps: Steps, tell: Tell
+) -> dict[str, Any]:
     """Of one model that trained on half of all records, and of the same with differential privacy."""
     if settings.shadows < 2 or settings.shadows % 2:
         raise ConfigError(f"{settings.shadows} shadow models; an even number from 2 on is possible")
@@ -192,11 +219,17 @@ def _membership(ground: Ground, policy: Policy, settings: Settings, rounds: int,
             at += counts[name]
         return found
 
-    losses = [
-        ground.losses(train(ground, halves(side), rounds=rounds, seed=number, tell=stepped), everybody)
-        for number, side in enumerate(sides)
-    ]
-    own = ground.losses(train(ground, halves(target), rounds=rounds, seed=0, policy=policy, tell=stepped), everybody)
+    def losses_of(side: torch.Tensor, number: int, run_policy: Policy | None = None) -> torch.Tensor:
+        def make() -> list[float]:
+            model = train(ground, halves(side), rounds=rounds, seed=number, policy=run_policy, tell=stepped)
+            found: list[float] = ground.losses(model, everybody).tolist()
+            return found
+
+        name = f"losses {'private' if run_policy else number}"
+        return torch.tensor(steps.of(name, make), dtype=torch.float64)
+
+    losses = [losses_of(side, number) for number, side in enumerate(sides)]
+    own = losses_of(target, 0, policy)
     shown = {
         "by loss": membership.measured(membership.by_loss(losses[0]), target),
         "by shadow models": membership.measured(
@@ -207,7 +240,9 @@ def _membership(ground: Ground, policy: Policy, settings: Settings, rounds: int,
     return {"shadow_models": settings.shadows, **{name: asdict(one) for name, one in shown.items()}}
 
 
-def _canaries(ground: Ground, policy: Policy, settings: Settings, rounds: int, tell: Tell) -> dict[str, Any]:
+def _canaries(
+    ground: Ground, policy: Policy, settings: Settings, rounds: int, steps: Steps, tell: Tell
+) -> dict[str, Any]:
     """One run in the open, whose updates and sums are both looked at, and one with differential privacy."""
     count = min(settings.canaries, len(ground.mine))
     if count < 2 * canaries.GUESSED:
@@ -232,23 +267,27 @@ def _canaries(ground: Ground, policy: Policy, settings: Settings, rounds: int, t
         tell(title, done, total)
 
     def scores(run_policy: Policy | None) -> tuple[torch.Tensor, torch.Tensor]:
-        after_updates, after_sums = list[torch.Tensor](), list[torch.Tensor]()
+        def make() -> list[list[float]]:
+            after_updates, after_sums = list[torch.Tensor](), list[torch.Tensor]()
 
-        def watch(site: str, before: Any, after: Any) -> None:
-            if site == ground.site:
-                after_updates.append(ground.losses(after, own))
+            def watch(site: str, before: Any, after: Any) -> None:
+                if site == ground.site:
+                    after_updates.append(ground.losses(after, own))
 
-        def merged(before: Any, after: Any) -> None:
-            after_sums.append(ground.losses(after, own))
+            def merged(before: Any, after: Any) -> None:
+                after_sums.append(ground.losses(after, own))
 
-        train(ground, rows, rounds=rounds, seed=7, policy=run_policy, watch=watch, merged=merged, tell=stepped)
-        return canaries.scores(first, after_updates, own.y), canaries.scores(first, after_sums, own.y)
+            train(ground, rows, rounds=rounds, seed=7, policy=run_policy, watch=watch, merged=merged, tell=stepped)
+            return [canaries.scores(first, after, own.y).tolist() for after in (after_updates, after_sums)]
+
+        update, total = steps.of(f"canaries {'private' if run_policy else 'plain'}", make)
+        return torch.tensor(update, dtype=torch.float64), torch.tensor(total, dtype=torch.float64)
 
     first = ground.losses(ground.recipe.new_model(ground.seed), own)
     plain, summed = scores(None)
     private, _ = scores(policy)
-    steps = rounds * settings.policy.sync_interval
-    spent = epsilon_of([Steps(noise, min(ground.recipe.BATCH / len(mine), 1.0), steps)], policy.delta)
+    done_steps = rounds * settings.policy.sync_interval
+    spent = epsilon_of([StepsTaken(noise, min(ground.recipe.BATCH / len(mine), 1.0), done_steps)], policy.delta)
     found = {
         "plain, each update seen": canaries.audited(plain, inside, delta=policy.delta),
         "blind, only sums seen": canaries.audited(summed, inside, delta=policy.delta),

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from swarm.learn.leak.attacks import BY_CHANCE, Attack
+from swarm.learn.leak.attacks import BY_CHANCE
 from swarm.learn.leak.measures import DECIBEL_MIN
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -23,8 +17,12 @@ HARD = " (fewer records than the policy gives a round: the hard case)"
 COLOR = {"recognisable": "bad", "partly recognisable": "bad", "not recognisable": "good"}
 
 
-def page(results: Mapping[str, Any], attacks: Sequence[Attack]) -> str:
-    """The whole report: it asks nobody for anything, and holds true records where there are pictures."""
+def page(results: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """The whole report: it asks nobody for anything, and holds true records where there are pictures.
+
+    Args:
+        pictures: by attack, pairs of a true record and its nearest reconstruction as URLs.
+    """
     found = results["attacks"]
     parts = [
         f"<h1>What an update of {escape(results['site'])} gives away</h1>",
@@ -41,7 +39,7 @@ def page(results: Mapping[str, Any], attacks: Sequence[Attack]) -> str:
         f"recognisable where half of the records were recognised, and not where chance does as much more often than in "
         f"{BY_CHANCE:.0%} of checks. Labels are known to the attacker, inferred, or not needed.</p>",
         _table(*_rows_of_attacks(found)),
-        *(_pictures(one) for one in attacks if one.pictures),
+        *(_pictures(found[name]["title"], pairs) for name, pairs in pictures.items() if pairs),
         "<h2>Can it be told who was trained on?</h2>",
         _membership(results["membership"]),
         "<h2>How much is given away at least?</h2>",
@@ -128,12 +126,10 @@ def _canaries(found: Mapping[str, Any]) -> str:
     return told + _table(columns, rows)
 
 
-def _pictures(one: Attack) -> str:
+def _pictures(title: str, pairs: Sequence[tuple[str, str]]) -> str:
     below = "<figcaption>true, reconstructed</figcaption>"
-    pairs = "".join(
-        f"<figure><img src='{_png(true)}'><img src='{_png(found)}'>{below}</figure>" for true, found in one.pictures
-    )
-    return f"<h3>{escape(one.title)}</h3>{pairs}"
+    shown = "".join(f"<figure><img src='{true}'><img src='{found}'>{below}</figure>" for true, found in pairs)
+    return f"<h3>{escape(title)}</h3>{shown}"
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -141,19 +137,3 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{line(columns, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def _png(image: Tensor) -> str:
-    """A picture (channels, height, width) as a data URL, from its own darkest to its own lightest value."""
-    low, high = float(image.min()), float(image.max())
-    grey = ((image - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
-    channels, height, width = grey.shape
-    lines = grey.permute(1, 2, 0).reshape(height, width * channels).numpy()
-    raw = b"".join(b"\0" + line.tobytes() for line in lines)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(data).decode()
