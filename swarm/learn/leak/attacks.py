@@ -102,6 +102,7 @@ class View:
     hard: bool = False
     unrelated: Callable[[Draws], Seen] | None = None
     """Where there is one trial alone."""
+    private: bool = False
 
 
 def view_of_file(ground: Ground, update: Path) -> View:
@@ -163,7 +164,7 @@ def views(ground: Ground, policy: Policy, plan: Plan) -> list[View]:
             ),
         ]  # fmt: skip
     title = f"plain with differential privacy (epsilon {policy.epsilon:g}), one step on about {rows} records"
-    found.append(View("private small", title, plan.trials, private_one))
+    found.append(View("private small", title, plan.trials, private_one, private=True))
     if ground.recipe.KIND == "survival":
         # One record alone has no loss, so no gradient.
         found = [view for view in found if view.name not in ("one", "blind one", "masked")]

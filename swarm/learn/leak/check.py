@@ -98,7 +98,10 @@ def _check(settings: Settings, tell: Tell, folder: Path | None) -> Found:
         tried = [view_of_file(ground, settings.update), *tried]
     about = _about(settings)
     steps = Steps(folder, about)
-    attacks = {view.name: steps.of(view.name, partial(_told, ground, settings.plan, view, tell)) for view in tried}
+    attacks = {}
+    for view in tried:
+        name = f"{view.name} {policy.epsilon:g}" if view.private else view.name
+        attacks[view.name] = steps.of(name, partial(_told, ground, settings.plan, view, tell))
     trained = _trained(ground, policy, settings, steps, tell)
     results = {
         "recipe": settings.recipe.resolve().name,
@@ -118,13 +121,15 @@ def _check(settings: Settings, tell: Tell, folder: Path | None) -> Found:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    """Everything that the results depend on."""
+    """Everything that the results depend on, but for the epsilon that private steps have in their names."""
 
     def digest(path: Path | None) -> str:
         return "" if path is None else sha256(path.read_bytes()).hex()
 
     files = {path.name: digest(path) for path in sorted(settings.recipe.glob("*.py"))}
-    return asdict(settings) | {
+    whole = asdict(settings)
+    del whole["epsilon"]
+    return whole | {
         "recipe": files, "checkpoint": digest(settings.checkpoint), "update": digest(settings.update),
     }  # fmt: skip
 
@@ -225,7 +230,7 @@ def _membership(
             found: list[float] = ground.losses(model, everybody).tolist()
             return found
 
-        name = f"losses {'private' if run_policy else number}"
+        name = f"losses {number}" if run_policy is None else f"losses private {policy.epsilon:g}"
         return torch.tensor(steps.of(name, make), dtype=torch.float64)
 
     losses = [losses_of(side, number) for number, side in enumerate(sides)]
@@ -280,7 +285,7 @@ def _canaries(
             train(ground, rows, rounds=rounds, seed=7, policy=run_policy, watch=watch, merged=merged, tell=stepped)
             return [canaries.scores(first, after, own.y).tolist() for after in (after_updates, after_sums)]
 
-        update, total = steps.of(f"canaries {'private' if run_policy else 'plain'}", make)
+        update, total = steps.of("canaries" if run_policy is None else f"canaries private {policy.epsilon:g}", make)
         return torch.tensor(update, dtype=torch.float64), torch.tensor(total, dtype=torch.float64)
 
     first = ground.losses(ground.recipe.new_model(ground.seed), own)
