@@ -8,17 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarm.cli.consortium import places_of, write_consortium
 from swarm.cli.run import agree
 from swarm.config import load_policy, load_site
 from swarm.learn.attach import Node
-from swarm.learn.seat import Seat
+from swarm.learn.seat import Place, Seat
 from swarm.merge import Schema, Tensor, write_file
 from tests.net.namespaces import Internet
 
@@ -101,9 +102,20 @@ class Hospitals:
         return done.stdout
 
     def open_run(
-        self, *, rounds: int, submit_s: float = 4.0, merge_s: float = 2.0, attest_s: float = 2.0, blind: bool = False
+        self,
+        *,
+        rounds: int,
+        submit_s: float = 4.0,
+        merge_s: float = 2.0,
+        attest_s: float = 2.0,
+        blind: bool = False,
+        more: str = "",
     ) -> None:
-        """Propose a run called `test` and let every operator approve it."""
+        """Propose a run called `test` and let every operator approve it.
+
+        Args:
+            more: of its policy, lines of TOML.
+        """
         names = list(self.sites)
         for name in names:
             self.ask(name, "swarm_status")
@@ -113,7 +125,7 @@ class Hospitals:
         policy.write_text(
             f'[run]\nname = "test"\nrounds = {rounds}\nsync_interval = 1\nsubmissions_min = {3 if blind else 2}\n'
             + ('merge = "mean"\nblind = true\n' if blind else "")
-            + f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n"
+            + f"submit_s = {submit_s}\nmerge_s = {merge_s}\nattest_s = {attest_s}\n{more}"
         )
         asyncio.run(agree([load_site(site) for site in self.sites.values()], load_policy(policy), genesis))
 
@@ -139,11 +151,19 @@ class Hospitals:
             while not place.finished:
                 time.sleep(pause_s)
                 with seat.update_file() as path:
-                    update = rng.normal(0, 1e-2, self._parameters).astype(np.float32)
+                    update = self.update(name, place.round, rng)
                     write_file(path, self.schema, {"weight": update})
-                    place = seat.exchange(place, path, samples=100, metrics={"loss": 1.0 / (1 + place.round)})
+                    place = seat.exchange(place, path, samples=100, metrics=self.metrics(place))
                 trail.append((time.monotonic(), place.round))
             self.finals[name] = place.checkpoint
+
+    def update(self, name: str, round_: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """What a site's training changed."""
+        return rng.normal(0, 1e-2, self._parameters).astype(np.float32)
+
+    def metrics(self, place: Place) -> Mapping[str, float]:
+        """What it tells with it."""
+        return {"loss": 1.0 / (1 + place.round)}
 
     def join(self, timeout_s: float = 60.0) -> None:
         """Wait until training ended everywhere, and raise what it raised."""
