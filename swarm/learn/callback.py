@@ -373,6 +373,11 @@ class SwarmCallback:
                 "run %s round %d: no %s to judge the checkpoint by; `on_epoch_end` takes it at the start of a round",
                 self._seat.run, self.round, policy.best_metric,
             )  # fmt: skip
+        if policy.acts_on_alarm and policy.alarm_metric not in metrics:
+            logger.warning(
+                "run %s round %d: no %s for the members' alarm; `on_epoch_end` takes it at the start of a round",
+                self._seat.run, self.round, policy.alarm_metric,
+            )  # fmt: skip
 
     def _agreed_private(self) -> bool:
         return self._place is not None and self._seat.policy.private
