@@ -182,7 +182,13 @@ class Store:
         return self._put(chunks_of(view), len(view), leaves)
 
     def put_file(
-        self, path: Path, *, move: bool = False, share: bool = False, leaves: Sequence[Digest] | None = None
+        self,
+        path: Path,
+        *,
+        move: bool = False,
+        share: bool = False,
+        leaves: Sequence[Digest] | None = None,
+        sync: bool = True,
     ) -> Digest:
         """Keep a copy of a file and name it; with `move` or `share` the file itself becomes the object.
 
@@ -190,15 +196,16 @@ class Store:
             move: the file's own name is gone afterwards.
             share: it stays, and both names are one file: for a file that nobody writes to any more.
             leaves: of the file, for whoever hashed every byte while writing it; `move` or `share` then reads nothing.
+            sync: have it on the disk before this returns; False for who calls `sync` before anybody is promised it.
         Raises:
             StorageError: it cannot be read, does not fit, or the disk would not take it.
         """
         with _disk(path):
             if move and path.stat().st_dev == self.folder.stat().st_dev:
-                return self._adopt(path, leaves)
+                return self._adopt(path, leaves, sync=sync)
             if share and (second := self._second_name(path)) is not None:
                 try:
-                    return self._adopt(second, leaves)
+                    return self._adopt(second, leaves, sync=sync)
                 finally:
                     second.unlink(missing_ok=True)
             with open(path, "rb", buffering=0) as file:
@@ -398,7 +405,7 @@ class Store:
             return None
         return second
 
-    def _adopt(self, path: Path, leaves: Sequence[Digest] | None) -> Digest:
+    def _adopt(self, path: Path, leaves: Sequence[Digest] | None, *, sync: bool) -> Digest:
         with _disk(path):
             size = path.stat().st_size
             self._reserve(size)
@@ -406,9 +413,9 @@ class Store:
                 with open(path, "rb", buffering=0) as file:
                     if leaves is None:
                         leaves = [leaf(chunk) for chunk in _chunks_of_file(file.fileno())]
-                    if self._durable:
+                    if sync and self._durable:
                         os.fsync(file.fileno())
-                digest = self._keep(path, size, leaves)
+                digest = self._keep(path, size, leaves, sync=sync)
                 path.unlink(missing_ok=True)
                 return digest
             finally:

@@ -60,7 +60,10 @@ def work(folder: Path, seed: int, promises: Promises, *, durable: bool = True) -
             path = store.scratch()
             _write(path, data)
             leaves = [leaf(chunk) for chunk in chunks_of(data)] if kind == "known" else None
-            store.put_file(path, move=kind in ("move", "known"), share=kind == "share", leaves=leaves)
+            sync = kind != "share" or rng.random() < 0.5
+            store.put_file(path, move=kind in ("move", "known"), share=kind == "share", leaves=leaves, sync=sync)
+            if not sync:
+                store.sync(digest)
             promises.add("has", digest)
         elif kind == "receive":
             _receive(store, data, rng)

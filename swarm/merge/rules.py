@@ -26,9 +26,9 @@ from swarm.merge.norm_bounded_mean import norm_bounded_mean
 from swarm.merge.rows import PerCoordinate, Rows
 from swarm.merge.trimmed_mean import trimmed_mean
 
-# 1 MiB of float64: sum and update of a block just stay in a core's second cache. Half of it is as fast on one thread,
-# but two threads then ask for the interpreter's lock so often that they gain nothing (0.11 s against 0.09 s).
-BLOCK = 1 << 17
+# 512 KiB of float64: sum, steps and bytes of a block stay in a core's second cache. With twice as many a merge takes a
+# twentieth longer; with few, two threads ask for the interpreter's lock so often that the second gains little.
+BLOCK = 1 << 16
 
 
 class Block(Protocol):

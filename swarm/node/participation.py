@@ -560,7 +560,8 @@ class Participation:
     async def _submit(self, duty: Submit) -> None:
         effort, update = self.efforts[duty.run], duty.update
         if effort.veil is None:
-            await self._give_custody(duty)
+            # On this disk before the ledger hears of it; others may have their copies meanwhile.
+            await asyncio.gather(self._give_custody(duty), asyncio.to_thread(self._store.sync, update.digest))
         call = self._contracts.submit(duty.run, duty.round, update.digest, update.weight, update.metrics)
         await self.transact(call)
         if effort.veil is not None:

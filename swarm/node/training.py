@@ -153,7 +153,7 @@ class Training:
             await asyncio.to_thread(self._work.masking.take, effort.run, effort.veil, path, weight)
             digest, weight = ZERO_DIGEST, 0
         else:
-            digest = await asyncio.to_thread(functools.partial(self._store.put_file, path, share=True))
+            digest = await asyncio.to_thread(functools.partial(self._store.put_file, path, share=True, sync=False))
         effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))
         self._work.stir()
 
