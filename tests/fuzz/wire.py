@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TypeVar
+from unittest.mock import patch
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,19 +27,21 @@ from swarm.errors import PeerError
 from swarm.identity import Identity
 from swarm.net.inbox import Done
 from swarm.net.libp2p import frames, identify, security, yamux
-from swarm.net.libp2p.connection import PING, UNPROVEN_MAX_BYTES, Connection
+from swarm.net.libp2p.connection import ECHOES_MAX_BYTES, PING, UNPROVEN_MAX_BYTES, Connection
 from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.hop import HOP, HopKind, Message, Reader, Status, StopKind, encode
 from swarm.net.libp2p.negotiation import Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
 from swarm.net.libp2p.security import NOISE, TLS, Channel, Credentials, NoiseChannel
-from swarm.net.libp2p.yamux import Session, What
+from swarm.net.libp2p.yamux import Session, Stream, What
 from tests.fuzz.corpus import mutated
 
 Found = TypeVar("Found")
 Feed = Callable[[bytes], None]
 
 US, MEMBER = Identity(bytes([1]) * 32), Identity(bytes([2]) * 32)
+CONTROL_MAX_BYTES = 1 << 10
+"""What a fuzzed session may keep for a peer that asks and does not read: a few pings more than honest ones."""
 REPLY_MAX_BYTES = 16 << 10
 """What a stranger may be answered; a server's part of TLS's handshake has 1 KiB."""
 
@@ -100,18 +103,24 @@ def multiplexed(data: bytes) -> None:
     def read(parts: list[memoryview]) -> list[tuple[What, int, bytes]]:
         session = Session(initiator=False)
         told: list[tuple[What, int, bytes]] = []
+        opened: dict[int, Stream] = {}
         for part in parts:
             for what, stream, body in session.receive(part):
                 number = stream.id if stream is not None else 0
+                if what is What.OPENED and stream is not None:
+                    assert number not in opened or opened[number].gone, f"stream {number} was opened while it was open"
+                    opened[number] = stream
                 if what is What.DATA and told and told[-1][:2] == (what, number):
                     told[-1] = (what, number, told[-1][2] + bytes(body))
                 elif what is not What.DATA or len(body):
                     told.append((what, number, bytes(body)))
             assert len(list(session.theirs())) <= yamux.STREAMS_MAX
+            assert len(session._control) <= CONTROL_MAX_BYTES, f"{len(session._control)} bytes of answers wait"
         session.outgoing(1 << 20)
         return told
 
-    whole, cut = answer(read, [memoryview(data)]), answer(read, pieces(data))
+    with patch.object(yamux, "CONTROL_MAX_BYTES", CONTROL_MAX_BYTES):
+        whole, cut = answer(read, [memoryview(data)]), answer(read, pieces(data))
     assert whole is None or cut is None or whole == cut, f"whole {whole!r}, in pieces {cut!r}"
 
 
@@ -227,6 +236,12 @@ class ClearCredentials(Credentials):
         return ClearChannel(self._remote)
 
 
+def waiting_echoes(connection: Connection) -> int:
+    """The most that waits on one stream to be echoed."""
+    streams = connection._session.theirs() if connection._session is not None else ()
+    return max((stream.queued for stream in streams if getattr(stream.owner, "pinging", False)), default=0)
+
+
 def connected(keys: Credentials, dialled: bool, *, said_max: int) -> Feed:
     """A connection from its first byte on; what it is told first may be nonsense from any place."""
 
@@ -237,8 +252,10 @@ def connected(keys: Credentials, dialled: bool, *, said_max: int) -> Feed:
         try:
             for part in pieces(data):
                 connection.receive(part)
-                said += len(connection.outgoing(1 << 16))
+                waiting = waiting_echoes(connection)
+                assert waiting <= ECHOES_MAX_BYTES, f"{waiting} bytes wait to be echoed"
                 assert connection.remote is not None or connection._unproven <= UNPROVEN_MAX_BYTES
+                said += len(connection.outgoing(1 << 16))
         except PeerError:
             connection.lost()
             return
@@ -358,6 +375,13 @@ def conversation(ours: Credentials, theirs: Credentials) -> tuple[bytes, bytes]:
     return bytes(said[0]), bytes(said[1])
 
 
+def pinged(number: int) -> bytes:
+    """A stream that asks for twice as many echoes as may wait, in pieces that may."""
+    opening = Negotiation(offers=(PING,)).start()
+    pings = [_HEADER.pack(0, 0, 0, number, 1024) + bytes(1024)] * (2 * ECHOES_MAX_BYTES // 1024)
+    return _HEADER.pack(0, 0, 1, number, len(opening)) + opening + b"".join(pings)
+
+
 def handshake(protocol: str) -> tuple[list[bytes], list[bytes]]:
     """What the dialling and the accepting side send, message by message."""
     ends = (credentials()[1].channel(protocol, dialled=True), credentials()[0].channel(protocol, dialled=False))
@@ -405,21 +429,24 @@ def hop_corpus(hop: bool) -> list[bytes]:
     return [encode(message, hop=False) for message in stop]
 
 
+@cache
 def wire_targets() -> dict[str, tuple[list[bytes], Feed]]:
     """Corpus and feed of each, by name."""
     offers = Negotiation(offers=security.PROTOCOLS).start()
     serves = Negotiation(serves=security.PROTOCOLS).receive(offers)
     secret, clear_talk = conversation(*credentials()), conversation(*clear())
-    session = clear_talk[0].partition(b"/yamux/1.0.0\n")[2]
+    session = clear_talk[0].partition(_AGREED)[2]
     assert session
+    pings = [clear_talk[side] + pinged(number) for side, number in ((0, 101), (1, 102))]
     many = b"".join(_HEADER.pack(0, 1, 1, number, 0) for number in range(1, 4 * yamux.STREAMS_MAX, 2))
+    asked = b"".join(_HEADER.pack(0, 2, 1, 0, number) for number in range(CONTROL_MAX_BYTES // _HEADER.size + 4))
     tls, noise = handshake(TLS), handshake(NOISE)
     strange, known = credentials()[0], clear()[0]
     return {
         "negotiation that answers": ([offers, offers + offers, offers + b"rest"], however_cut(negotiated(False))),
         "negotiation that opens": ([serves, serves[:20] + b"\x03na\n" + serves[20:]], however_cut(negotiated(True))),
         "frames": (framed_corpus(), however_cut(framed)),
-        "yamux": ([session, session[:24], session[-200:], many], multiplexed),
+        "yamux": ([session, session[:24], session[-200:], many, asked], multiplexed),
         "hop messages": (hop_corpus(True), however_cut(hopped(True))),
         "stop messages": (hop_corpus(False), however_cut(hopped(False))),
         "certificate of TLS": (certificates(), certified),
@@ -430,6 +457,6 @@ def wire_targets() -> dict[str, tuple[list[bytes], Feed]]:
         "noise that dials": (noise[1], handshaken(NOISE, True)),
         "connection from a stranger": ([secret[0], offers], connected(strange, False, said_max=REPLY_MAX_BYTES)),
         "connection to a stranger": ([secret[1], serves], connected(strange, True, said_max=REPLY_MAX_BYTES)),
-        "connection from a member": ([clear_talk[0]], connected(known, False, said_max=128 << 10)),
-        "connection to a member": ([clear_talk[1]], connected(known, True, said_max=128 << 10)),
+        "connection from a member": ([clear_talk[0], pings[0]], connected(known, False, said_max=128 << 10)),
+        "connection to a member": ([clear_talk[1], pings[1]], connected(known, True, said_max=128 << 10)),
     }

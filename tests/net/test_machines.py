@@ -26,7 +26,7 @@ from swarm.encoding import Address
 from swarm.errors import PeerError
 from swarm.net.inbox import Done
 from swarm.net.libp2p import frames, security, yamux
-from swarm.net.libp2p.connection import Connection
+from swarm.net.libp2p.connection import PING, Connection
 from swarm.net.libp2p.frames import Frame, Kind
 from swarm.net.libp2p.negotiation import LINE_MAX, OFFERS_MAX, Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
@@ -610,3 +610,24 @@ def test_an_answer_that_nobody_asked_for_cuts_the_connection() -> None:
     session.write(stream, frames.head(Kind.ANSWER, "", 1) + b"!")
     with pytest.raises(PeerError, match="waits for none"):
         settle(one, two, chance)
+
+
+def test_who_asks_for_echoes_pays_for_each_however_its_bytes_come() -> None:
+    """One long frame in small records was no short frame, and each record cost us a frame of our own."""
+    one, two = ends()
+    settle(one, two)
+    session, channel = one.connection._session, one.connection._channel
+    assert session is not None
+    assert channel is not None
+    stream = session.open()
+    stream.owner = object()  # nobody hears the echoes
+    session.write(stream, Negotiation(offers=(PING,)).start())
+    settle(one, two)
+    before = two.connection.short_frames
+    session.write(stream, bytes(32 * 500))
+    frame = session.outgoing(1 << 20)
+    for start in range(0, len(frame), 32):
+        channel.write(frame[start : start + 32])
+        two.connection.receive(memoryview(channel.outgoing()))
+        two.connection.outgoing(1 << 20)
+    assert two.connection.short_frames - before >= 500

@@ -34,7 +34,8 @@ HELD_MAX_BYTES = 4 * MESSAGE_MAX_BYTES
 PIPES_MAX = 16
 """Streams of the other side that are no frames: relayed connections, in the main."""
 PING = "/ipfs/ping/1.0.0"
-_PING_BYTES = 32
+ECHOES_MAX_BYTES = 64 * 32
+"""What waits to be echoed: a pinger that does not read its echoes is cut off, not remembered."""
 _SERVED = (frames.PROTOCOL, PING, identify.PROTOCOL)
 
 
@@ -382,8 +383,8 @@ class Connection:
                 session.finish(stream)
                 return
         if owner.pinging:
-            # A pinger that does not read its echoes is cut off, not remembered.
-            if stream.queued + len(data) > 64 * _PING_BYTES:
+            session.short += 1  # however few bytes an echo has, it is a frame of ours, and who asks for it pays
+            if stream.queued + len(data) > ECHOES_MAX_BYTES:
                 session.reset(stream)
             else:
                 session.write(stream, bytes(data))

@@ -111,7 +111,7 @@ class Session:
         self._inbound = 0
         self._refused = 0
         self.short = 0
-        """Short frames that came."""
+        """Short frames that came, or that what came makes us send."""
         self._control = bytearray()
         self._urgent: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
