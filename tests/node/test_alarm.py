@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from sim.training import File
 from swarm.blind import MaskDuty
 from swarm.config import Policy
 from swarm.learn.seat import Place
+from swarm.ledger.client import Contracts, Run
 from swarm.merge.alarm import Settled
+from swarm.node.masking import Masking, Veil
 from swarm.node.participation import Effort, Participation
 from swarm.node.training import Checkpoint
 from swarm.rounds import Duty, Have, Publish, RoundState
@@ -121,6 +123,41 @@ def test_a_round_of_groups_in_which_masks_were_opened_opens_no_second_sum() -> N
     assert ended.events("RoundRestarted")
     assert checkpoints[3] == checkpoints[2]
     assert len({found["attempt"] for found in ended.events("Revealed") if found["round"] == 3}) == 1
+
+
+class Together(Masking):
+    """Masks with all and sums all, whatever the round's groups are."""
+
+    async def read(
+        self,
+        run: Run,
+        state: RoundState,
+        before: Veil | None,
+        contracts: Contracts,
+        *,
+        grouped: Collection[int] | None = None,
+    ) -> Veil:
+        return await super().read(run, state, before, contracts)
+
+
+class Ungrouped(Participation):
+    masks_with = Together
+
+
+@pytest.mark.slow
+def test_one_that_masks_beyond_its_group_spoils_that_group_and_no_other() -> None:
+    plan = BlindPlan(seed=4, members=9, rounds=5, alarm_action="groups")
+    ended = play(plan, kind=Poisoned, liars={0: Ungrouped}, checks_sums=False)
+    checkpoints = [closed.checkpoint for closed in ended.world.closed]
+    assert checkpoints[2] == checkpoints[0]
+    assert checkpoints[3] not in checkpoints[:3]
+
+
+@pytest.mark.slow
+def test_an_auditor_finds_that_all_summed_one_sum_where_groups_belonged() -> None:
+    plan = BlindPlan(seed=4, members=9, rounds=5, alarm_action="groups")
+    with pytest.raises(Violation, match=r"round 3: its updates merge to|round 3: its sum cannot be opened"):
+        play(plan, kind=Poisoned, liars=dict.fromkeys(range(9), Ungrouped), checks_sums=False)
 
 
 @pytest.mark.slow
