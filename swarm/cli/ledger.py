@@ -1,20 +1,18 @@
-"""The ledger as the command line reaches it: web3 over the socket of this site's node, and the operator's signature."""
+"""The ledger as the command line reaches it: over the socket of this site's node, and the operator's signature."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swarm.config import SiteConfig, load_swarm
 from swarm.errors import ConfigError, UnavailableError
 from swarm.ledger.client import Contracts, Receipt, Run
-from swarm.ledger.endpoint import Call
+from swarm.ledger.endpoint import Call, Web3
+from swarm.ledger.line import line_to
 
 if TYPE_CHECKING:
-    from web3 import AsyncWeb3
-
     from swarm.encoding import Address
 
 TRANSACTION_S = 60.0
@@ -30,20 +28,16 @@ async def contracts_of(site: SiteConfig) -> AsyncIterator[Contracts]:
     Raises:
         UnavailableError: no node of the site runs on this machine.
     """
-    from web3 import AsyncIPCProvider, AsyncWeb3
-
-    # It says at each lost connection what the error says anyway.
-    logging.getLogger("web3").setLevel(logging.CRITICAL)
     if not site.socket.exists():
         raise UnavailableError(f"no node of {site.name} runs on this machine; start it with `swarm node {site.path}`")
     try:
-        async with AsyncWeb3(AsyncIPCProvider(str(site.socket))) as web3:
-            yield _contracts(site, web3)
+        async with line_to(site.socket) as line:
+            yield _contracts(site, line)
     except (ConnectionError, FileNotFoundError) as error:
         raise UnavailableError(f"the node of {site.name} does not answer at {site.socket}: {error}") from error
 
 
-def _contracts(site: SiteConfig, web3: AsyncWeb3[Any]) -> Contracts:
+def _contracts(site: SiteConfig, web3: Web3) -> Contracts:
     external = load_swarm(site.swarm).external
     if external is None:
         return Contracts(web3)

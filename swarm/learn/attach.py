@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 ANSWER_MAX_BYTES = 16 << 20
 """A policy has 64 KiB at most; far above what a node answers, far below what memory holds."""
-PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 2.0
+PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 0.25
+"""A look at a socket on the same machine costs nothing, and training starts when its node does."""
+WORKED_S = 2.0
+"""A request that failed after so long was worked on: this is another failure than the one before."""
 QUIET_S = 60.0
 """How often a person is told that this process still waits for an answer."""
 TELL_S = 5.0
@@ -86,8 +89,8 @@ class Node:
                 reason = f"the node of {self.site.name} does not answer at {self.site.socket} ({error})"
             except UnavailableError as error:
                 reason = f"the node of {self.site.name} cannot do this yet: {error}"
-            if time.monotonic() - asked_s > PAUSE_MAX_S:
-                waited_s, tell_s, pause_s = 0.0, TELL_S, PAUSE_MIN_S  # it worked on it: this is another failure
+            if time.monotonic() - asked_s > WORKED_S:
+                waited_s, tell_s, pause_s = 0.0, TELL_S, PAUSE_MIN_S
             if waited_s >= self._patience_s:
                 raise UnavailableError(f"{reason}; waited {waited_s:.0f} s")
             if waited_s >= tell_s:

@@ -10,12 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from web3 import AsyncHTTPProvider, AsyncIPCProvider, AsyncWeb3
+from web3 import AsyncHTTPProvider, AsyncWeb3
 
 from swarm.config import RpcConfig
 from swarm.encoding import keccak256
 from swarm.ledger.client import Contracts
 from swarm.ledger.ledger import Ledger
+from swarm.ledger.line import line_to
 from swarm.ledger.provider import LedgerProvider
 from swarm.ledger.rpc import Rpc, RpcError
 from swarm.ledger.web import Web
@@ -112,12 +113,10 @@ class Served:
             writer.close()
 
         server = await asyncio.start_unix_server(serve, path)
-        provider = AsyncIPCProvider(path)
-        await provider.connect()
         try:
-            yield Contracts(AsyncWeb3(provider))
+            async with line_to(path) as line:
+                yield Contracts(line)
         finally:
-            await provider.disconnect()
             server.close()
 
     def close(self) -> None:
