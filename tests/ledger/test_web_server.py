@@ -335,3 +335,12 @@ async def test_connections_are_kept_and_pipelined_requests_answered_in_order(ser
                 next(line.split()[1] for line in head.splitlines() if line.lower().startswith(b"content-length"))
             )
             assert json.loads(await reader.readexactly(size))["id"] == number
+
+
+def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged() -> None:
+    """asyncio takes Nagle's rule only from sockets that name TCP; accepted ones are like the one that listens."""
+    with web_server._bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        listening.setblocking(True)
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
