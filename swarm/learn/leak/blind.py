@@ -101,7 +101,8 @@ def seen_by_leader(
     merged = merge(base, vectors, opened, encoding, None, threads=1)
     if merged.refused:
         raise ConfigError(f"the blind merge refuses the sum of these updates: {merged.refused}")
-    vector = Vector(Schema.of_file(by_member[opened.survivors.in_order[0]].path))
+    model = Schema.of_file(by_member[opened.survivors.in_order[0]].path)
+    vector = Vector(model)
     total = np.zeros(vector.size, np.uint32)
     for path in paths.values():
         total += _elements(path, vector)
