@@ -60,7 +60,7 @@ def test_the_alarm_rings_after_the_round_whose_checkpoint_was_worse() -> None:
         one.closed, one.checkpoint = True, f"0x{number % 2 + 1:064x}"
     acts = agreed | {"alarm_action": "skip"}
     assert alarms_of(rounds, acts) == [rung | {"given_up": True}]
-    assert alarms_of(rounds[:2] + [replace(rounds[2], closed=False)], acts) == [rung]
+    assert alarms_of([*rounds[:2], replace(rounds[2], closed=False)], acts) == [rung]
 
 
 def test_a_round_that_merged_nothing_says_why() -> None:

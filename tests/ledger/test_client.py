@@ -208,7 +208,7 @@ async def test_the_past_can_be_read(served: Served) -> None:
 
 
 async def test_a_ledger_without_the_contracts_is_told_apart(served: Served) -> None:
-    elsewhere = Contracts(AsyncWeb3(served.contracts()._endpoint._web3.provider), runs=b"\x07" * 20)
+    elsewhere = Contracts(served.contracts()._endpoint._web3, runs=b"\x07" * 20)
     with pytest.raises(ConfigError, match="this ledger has no Runs at 0x0707"):
         await elsewhere.run(1)
 
