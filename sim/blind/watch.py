@@ -173,10 +173,9 @@ class Watch:
         round_, found = args["round"], args["checkpoint"]
         base = args["base"]
         kind = "as it began" if found == base else "with a sum"
-        right = self._right(base)
+        right = self._right(base) if found != base else None
         if right is None and found != base:
-            # A liar's vector, or one of an earlier attempt that the ledger took late: the real merge's range test is
-            # not in this model.
+            # A liar's vector: the real merge's range test is not in this model.
             self.counts["sums of something else"] += 1
         elif found not in (base, right):
             self._break(f"round {round_} closes with another checkpoint than the sum of its survivors")
@@ -188,13 +187,14 @@ class Watch:
     def _right(self, base: Digest) -> Digest | None:
         attempt = self._books.attempt.number
         survivors = self._fixed.get(attempt)
-        if survivors is None:
+        if survivors is None or base not in self.bases:
             return None
         total = np.zeros(0, np.uint32)
         for member in survivors:
-            # A submission that the ledger took between two attempts is of neither.
             made = self._made.get((member, self._submitted[attempt].get(member, b"")))
             if made is None or made[0] != attempt:
+                if member not in self._liars:
+                    self._break(f"{self._name(member)}'s vector of another attempt is in the sum of attempt {attempt}")
                 return None
             total = made[2] if not len(total) else total + made[2]
         data = digest_of(self.bases[base]) + total.astype("<u4").tobytes()

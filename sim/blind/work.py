@@ -30,7 +30,8 @@ from swarm.node.participation import Participation
 from swarm.rounds import Attest, Duty, Have, Merge, Phase, Publish, Refuse, ReportMissing, RoundState
 
 COORDINATES = 4
-VECTOR_BYTES = 4 * COORDINATES
+VECTOR_BYTES = 32 + 4 * COORDINATES
+"""The attempt's context stands before the coordinates."""
 
 
 def checkpoint_of(base: bytes, total: Ring) -> bytes:
@@ -57,7 +58,7 @@ class Light(Masking):
         plain = np.frombuffer(veil.plain.read_bytes(), "<u4")
         vector = plain.astype(np.uint32)
         apply(all_masks, 0, vector)
-        data = vector.astype("<u4").tobytes()
+        data = keys.attempt.context + vector.astype("<u4").tobytes()
         self.watch.made(self._me, masks.attempt, digest_of(data), [mask.key for mask in all_masks], plain)
         out = self._masked_place(run.id, masks.attempt)
         out.write_bytes(data)
@@ -80,15 +81,18 @@ class Light(Masking):
         assert isinstance(found, Unmasking)
         total = np.zeros(COORDINATES, np.uint32)
         for submission in duty.submissions:
-            total += np.frombuffer(self._store.read(submission.digest, 0, VECTOR_BYTES), "<u4")
+            total += np.frombuffer(self._store.read(submission.digest, 0, VECTOR_BYTES)[32:], "<u4")
         apply(found.masks, 0, total)
         base = self._store.path(duty.base).read_bytes()
         data = checkpoint_of(base, total)
         await asyncio.to_thread(out.write_bytes, data)
         return BlindMerged(digest_of(data), (), len(data), 1, 0.0, "")
 
-    def _fault_of(self, base: Digest, digest: Digest) -> str:
-        return "" if self._store.size(digest) == VECTOR_BYTES else "it has another size"
+    def _fault_of(self, state: RoundState, veil: Veil, digest: Digest) -> str:
+        if self._store.size(digest) != VECTOR_BYTES:
+            return "it has another size"
+        context = self._store.read(digest, 0, 32)
+        return "" if context == self._context(state, veil) else "it is of another attempt"
 
     def size_max(self, base: Digest) -> int:
         """Bytes of a vector."""
@@ -334,6 +338,13 @@ class RevealsUnlogged(Light):
         self.log = _NoRevealLog(self.log.folder, parts["entropy"])
 
 
+class TakesAnyAttempt(Light):
+    """Opens masks for a vector that was masked in the attempt before."""
+
+    def _fault_of(self, state: RoundState, veil: Veil, digest: Digest) -> str:
+        return "" if self._store.size(digest) == VECTOR_BYTES else "it has another size"
+
+
 class GivesBoth(OtherKind):
     """Gives shares of both secrets of one member."""
 
@@ -343,6 +354,7 @@ MISTAKES: Mapping[str, type[Work]] = {
     "reused mask": lying(ReusesMasks),
     "reveal before its log entry": lying(RevealsUnlogged),
     "both kinds of share": lying(GivesBoth),
+    "a vector of another attempt": lying(TakesAnyAttempt),
 }
 """Of members; `sim.blind.world` has those of the contract."""
 

@@ -266,6 +266,7 @@ def open_again(
             exponents_of(place),
             policy.weight_max if policy.weights == "samples" else 0,
             policy.norm_max or math.inf,
+            attempt.context,
         )
         masked = [Masked(member, vectors[member]) for member in settled.in_order]
         return merge(place, masked, found, encoding, None, server=server_of(policy))

@@ -243,13 +243,17 @@ class Masking:
             )  # fmt: skip
 
     def unfit(self, state: RoundState, veil: Veil) -> frozenset[Digest]:
-        """Survivors' files that are here and are no masked vectors of this model: looked at before a secret is told."""
-        if state.phase is Phase.SUBMIT or veil.state.spent or not self._store.has(state.base):
+        """Survivors' files that are here and are no masked vectors of this model and attempt: looked at before a secret
+        is told. One of the attempt before may count in this one, if it was under way when the round began again."""
+        masks = veil.state
+        if state.phase is Phase.SUBMIT or masks.stage is not Stage.FROZEN or masks.spent:
+            return frozenset()
+        if not self._store.has(state.base):
             return frozenset()
         for submission in state.submissions:
             digest = submission.digest
             if digest not in veil.formed and self._store.has(digest):
-                veil.formed[digest] = self._fault_of(state.base, digest)
+                veil.formed[digest] = self._fault_of(state, veil, digest)
                 if veil.formed[digest]:
                     logger.warning(
                         "run %d round %d: what %s submitted is no masked vector: %s",
@@ -257,20 +261,23 @@ class Masking:
                     )  # fmt: skip
         return frozenset(digest for digest, fault in veil.formed.items() if fault)
 
-    def _fault_of(self, base: Digest, digest: Digest) -> str:
-        wanted = self._vector(base).schema
+    def _fault_of(self, state: RoundState, veil: Veil, digest: Digest) -> str:
+        wanted = self._vector(state.base, self._context(state, veil)).schema
         try:
             found = Schema.of_file(self._store.path(digest))
         except ValueError as error:
             return str(error)
-        return "" if found == wanted else "it has other tensors than a masked vector of this model"
+        return "" if found == wanted else "it has other tensors than a masked vector of this model and attempt"
 
-    def _vector(self, base: Digest) -> Vector:
-        return Vector(model_schema(Schema.of_file(self._store.path(base))))
+    def _context(self, state: RoundState, veil: Veil) -> Digest:
+        return self._attempt(state, veil.run, veil.state).context
+
+    def _vector(self, base: Digest, context: Digest) -> Vector:
+        return Vector(model_schema(Schema.of_file(self._store.path(base))), context)
 
     def size_max(self, base: Digest) -> int:
         """Bytes of a masked vector on this checkpoint."""
-        return self._vector(base).schema.size_bytes
+        return self._vector(base, bytes(32)).schema.size_bytes
 
     # --- duties
 
@@ -426,8 +433,8 @@ class Masking:
     def _frozen(self, attempt: Attempt, masks: MaskState) -> Frozen:
         return Frozen(attempt, masks.frozen, dropped_edges(masks), masks.groups)
 
-    def _encoding(self, base: Digest, policy: Policy, masks: MaskState) -> Encoding:
-        return encoding_of(self._store.path(base), policy, len(masks.frozen))
+    def _encoding(self, attempt: Attempt, policy: Policy, masks: MaskState) -> Encoding:
+        return encoding_of(self._store.path(attempt.base), policy, attempt, len(masks.frozen))
 
     async def _mask(self, run: Run, state: RoundState, veil: Veil, policy: Policy) -> None:
         masks, plain = veil.state, veil.plain
@@ -435,7 +442,7 @@ class Masking:
         keys, fresh = self._secrets(run, state, masks)
         all_masks = masks_of(self._frozen(keys.attempt, masks), keys, fresh)
         out = self._masked_place(run.id, masks.attempt)
-        encoding = self._encoding(state.base, policy, masks)
+        encoding = self._encoding(keys.attempt, policy, masks)
 
         def work() -> tuple[Digest, int]:
             encoded = encode(plain, veil.weight, encoding, all_masks, out)
@@ -520,7 +527,7 @@ class Masking:
         found = self._unmasking(state, veil)
         assert isinstance(found, Unmasking)
         vectors = [Masked(s.member, self._store.path(s.digest)) for s in duty.submissions]
-        encoding = self._encoding(duty.base, policy, veil.state)
+        encoding = self._encoding(self._attempt(state, run, veil.state), policy, veil.state)
         work = partial(merge, self._store.path(duty.base), vectors, found, encoding, out, server=server_of(policy))
         try:
             merged = await asyncio.to_thread(work)
@@ -565,7 +572,7 @@ def terms_of(policy: Policy) -> MaskTerms:
     return MaskTerms(policy.submit_s, policy.merge_s, policy.submissions_min)
 
 
-def encoding_of(base: Path, policy: Policy, members: int) -> Encoding:
+def encoding_of(base: Path, policy: Policy, attempt: Attempt, members: int) -> Encoding:
     """By what members put updates into the ring under this policy.
 
     Args:
@@ -576,6 +583,7 @@ def encoding_of(base: Path, policy: Policy, members: int) -> Encoding:
         exponents_of(base),
         policy.weight_max if policy.weights == "samples" else 0,
         policy.norm_max or math.inf,
+        attempt.context,
     )
 
 

@@ -48,6 +48,8 @@ class Encoding:
     """Heavier updates count as this; 0: all count alike."""
     norm_max: float = math.inf
     """Longer updates are scaled down to this length."""
+    context: Digest = b""
+    """Of the attempt: it is named in the vectors' files, and one of another attempt does not fit."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.members < 2**20:
@@ -146,7 +148,7 @@ def encode(
     """
     try:
         model = Schema.of_file(update)
-        vector = Vector(model)
+        vector = Vector(model, encoding.context)
     except ValueError as error:
         raise Unfit(str(error)) from error
     if len(encoding.exponents) != len(vector.tensors):

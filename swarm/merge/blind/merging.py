@@ -166,7 +166,7 @@ class _Job:
         self._opened = ExitStack()
         with self._opened:
             self._base_schema = Schema.of_file(base)
-            self._vector = Vector(model_schema(self._base_schema))
+            self._vector = Vector(model_schema(self._base_schema), encoding.context)
             self._base = self._opened.enter_context(Input(base))
             opened = {masked.member: self._opened.enter_context(Input(masked.path)) for masked in vectors}
             for masked in vectors:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.encoding import Address
+from swarm.encoding import Address, Digest
 from swarm.merge.blind.masks import VECTOR_MAX
 from swarm.merge.schema import FLOATS, Schema, Tensor
 from swarm.merge.server import BLIND
 
-WEIGHT = Tensor(BLIND + "weight", "I32", (1,))
+WEIGHT = BLIND + "weight"
+"""In a masked file; the attempt's context follows, so that a vector of another attempt has another header."""
 EXPONENTS = BLIND + "exponents"
 """In a checkpoint: the exponent of every float tensor of the model, in the order of their names, I8."""
 EXPONENT_MIN, EXPONENT_MAX = 0, 8
@@ -41,11 +42,14 @@ class Masked:
 class Vector:
     """The coordinates of a model's masked vectors.
 
+    Args:
+        context: of the attempt whose masks are on them; empty where there is none.
     Raises:
         ValueError: the model has no float tensor, more coordinates than a mask, or a name that is kept.
     """
 
     model: Schema
+    context: Digest = b""
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -62,7 +66,7 @@ class Vector:
     @cached_property
     def schema(self) -> Schema:
         """Of a masked file."""
-        return Schema.of([*(Tensor(tensor.name, "I32", tensor.shape) for tensor in self.tensors), WEIGHT])
+        return Schema.of([*(Tensor(tensor.name, "I32", tensor.shape) for tensor in self.tensors), self._weight])
 
     @property
     def exponents_tensor(self) -> Tensor:
@@ -77,7 +81,11 @@ class Vector:
     @cached_property
     def weight_at(self) -> int:
         """The weight's coordinate."""
-        return self._firsts[WEIGHT.name]
+        return self._firsts[self._weight.name]
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        return Tensor(f"{WEIGHT}.{self.context.hex()}" if self.context else WEIGHT, "I32", (1,))
 
     @cached_property
     def _firsts(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from swarm.encoding import sha256
 from swarm.errors import PeerError
 from swarm.merge import Schema, Tensor, write_file
 from swarm.merge import merge as visible_merge
@@ -39,6 +40,7 @@ from swarm.merge.blind import (
     unmasking,
 )
 from swarm.merge.blind.blob import BLOB_BYTES_MAX
+from swarm.merge.blind.merging import sum_masked
 from swarm.merge.blind.shares import chance_bytes, combine, split
 from tests.merge.blind.world import SCHEMA, Played, World, play, values_of, world
 from tests.merge.reference import policy, vector_file
@@ -412,6 +414,19 @@ def test_a_merge_takes_the_survivors_vectors_and_no_others(case: World, tmp_path
     (tmp_path / "short").write_bytes(vectors[0].path.read_bytes()[:-1])
     with pytest.raises(BadVector, match="but its tensors take"):
         merge(case.base, [Masked(vectors[0].member, tmp_path / "short"), *vectors[1:]], off, encoding, None)
+
+
+def test_a_vector_of_another_attempt_is_refused_by_its_header(case: World, tmp_path: Path) -> None:
+    encoding = case.encoding(freeze(case.attempt, dict.fromkeys(case.by_member, ())))
+    paths = []
+    for number, (member, update) in enumerate(sorted(case.updates.items())):
+        context = sha256(b"the attempt before") if number == 1 else case.attempt.context
+        paths.append(Masked(member, tmp_path / f"vector{number}"))
+        encode(update, 1, replace(encoding, context=context), (), paths[-1].path)
+    assert len({place.path.stat().st_size for place in paths}) == 1
+    with pytest.raises(BadVector) as caught:
+        sum_masked(case.base, paths, (), encoding, None)
+    assert caught.value.member == paths[1].member
 
 
 def test_a_visible_merge_takes_no_masked_vector(case: World) -> None:

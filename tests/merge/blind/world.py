@@ -102,7 +102,8 @@ class World:
         return Fresh.of(site.seed, self.attempt)
 
     def encoding(self, frozen: Frozen) -> Encoding:
-        return Encoding(len(frozen.joined), exponents_of(self.base), self.weight_max, self.norm_max)
+        context = self.attempt.context
+        return Encoding(len(frozen.joined), exponents_of(self.base), self.weight_max, self.norm_max, context)
 
 
 def attempt_of(secrets: Mapping[Address, bytes], number: int = 1) -> Attempt:
