@@ -62,7 +62,7 @@ def test_a_members_mistake_is_seen(mistake: str, words: str) -> None:
 
 
 def test_a_vector_of_another_attempt_is_seen_in_a_sum() -> None:
-    assert "vector of another attempt" in run(draw(41603, mistake="a vector of another attempt")).failure
+    assert "vector of another attempt" in run(draw(611, mistake="a vector of another attempt")).failure
 
 
 def test_a_contract_that_takes_both_kinds_of_share_is_seen() -> None:
