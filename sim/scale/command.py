@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def _run(given: argparse.Namespace) -> int:
     place = next(parent for parent in folder.resolve().parents if parent.exists())
     needs.check(memory=memory, disk=shutil.disk_usage(place).free, jobs=jobs)
     _begin(folder, prepared.fingerprint, resume=given.resume)
+    signal.signal(signal.SIGINT, _interrupted)
     engine: Engine = OnRay(prepared, jobs, given.ray_address) if given.engine == "ray" else Processes(prepared, jobs)
     try:
         found = _play(prepared, folder, engine, times, verifiers=given.verify, needs=needs)
@@ -116,6 +118,11 @@ def _run(given: argparse.Namespace) -> int:
     _write(folder, found, times)
     _show(found, folder, times)
     return 0
+
+
+def _interrupted(*_: object) -> None:
+    """Ctrl-C, at once: `asyncio` would wait for the round's training, and find that its workers ended."""
+    raise KeyboardInterrupt
 
 
 def _process_began_s() -> float:
