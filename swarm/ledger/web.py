@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from swarm.config import RpcConfig
-from swarm.encoding import Digest
+from swarm.encoding import Digest, from_hex
 from swarm.errors import StorageError
 from swarm.ledger import jsonrpc
 from swarm.ledger.ledger import Ledger
@@ -38,6 +39,8 @@ ANSWER_MAX_BYTES = 32 << 20
 """A whole block with its transactions has at most half of it."""
 BODY_S = 20.0
 """How long a request's body may take to arrive."""
+SENT_S = 2.0
+"""How long the answer to a transaction over HTTP waits for its block."""
 
 
 class Web:
@@ -191,12 +194,15 @@ class Web:
             self._buckets.spend(client, 1, self._clock())
             return jsonrpc.failure(None, error)
         if not isinstance(items, list):
-            return self._answer_one(items, client, subscriptions)
+            answer = self._answer_one(items, client, subscriptions)
+            if subscriptions is None:
+                await self._decided([answer] if _sends(items) else [])
+            return answer
         if not 1 <= len(items) <= self.config.batch_max:
             self._buckets.spend(client, 1, self._clock())
             most = f"a batch has 1 to {self.config.batch_max} requests, this one {len(items)}: send fewer at a time"
             return jsonrpc.failure(None, RpcError(jsonrpc.INVALID_REQUEST, most))
-        answers: list[str] = []
+        answers, sent = list[str](), list[str]()
         size = 0
         for item in items:
             wait_s = self._buckets.wait_s(client, self._clock())
@@ -212,7 +218,25 @@ class Web:
             size += len(answer)
             if answer:
                 answers.append(answer)
+                sent += [answer] if _sends(item) else []
+        if subscriptions is None:
+            await self._decided(sent)
         return f"[{','.join(answers)}]" if answers else ""
+
+    async def _decided(self, answers: Sequence[str]) -> None:
+        """Wait a little for the blocks of transactions that were taken.
+
+        Without transactions there are no blocks. A client that looks for a receipt, finds none and then looks again
+        with every new block (ethers) would wait for ever, had its own block come in between.
+        """
+        told = [json.loads(answer).get("result") for answer in answers if answer]
+        taken = [from_hex(digest) for digest in told if digest]
+        try:
+            async with asyncio.timeout(SENT_S):
+                while not all(self._ledger.transaction(digest) for digest in taken):
+                    await self._happened.wait()
+        except (TimeoutError, StorageError):
+            logger.debug("height %d: transactions sent by HTTP still wait", self._ledger.head.number)
 
     def _answer_one(self, item: Any, client: str, subscriptions: Subscriptions | None) -> str:
         begun_s = self._clock()
@@ -275,6 +299,10 @@ class Web:
 
 
 _CLOSE = {"connection": "close"}
+
+
+def _sends(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("method") == "eth_sendRawTransaction"
 
 
 def _too_large() -> RpcError:

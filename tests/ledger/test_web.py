@@ -361,6 +361,24 @@ def test_a_bucket_fills_with_time_and_forgets_the_clients_it_saw_first() -> None
 # --- what is new
 
 
+async def test_the_answer_to_a_transaction_comes_with_its_block_or_soon(
+    client: Client, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = world.propose(OPERATORS[2], 0)
+    sent = asyncio.create_task(client.post([call(1), call(2, "eth_sendRawTransaction", to_hex(raw))]))
+    await asyncio.sleep(0.1)
+    assert not sent.done()
+    assert await client.result("eth_getTransactionReceipt", to_hex(keccak256(raw))) is None
+    world.decide(ledger, world.build(ledger))
+    client.web.notify()
+    assert (await sent).json()[1]["result"] == to_hex(keccak256(raw))
+    assert (await client.result("eth_getTransactionReceipt", to_hex(keccak256(raw))))["blockNumber"] == "0x1"
+    monkeypatch.setattr(web, "SENT_S", 0.05)
+    waits = world.propose(OPERATORS[1], 0)
+    assert await client.result("eth_sendRawTransaction", to_hex(waits)) == to_hex(keccak256(waits))
+    assert "error" in await client.answer("eth_sendRawTransaction", "0x00")
+
+
 async def test_filters_tell_what_came_since_the_last_question(client: Client, ledger: Ledger) -> None:
     world.grow(ledger, 2)
     heads = await client.result("eth_newBlockFilter")

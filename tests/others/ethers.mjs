@@ -7,7 +7,7 @@ const require = createRequire(import.meta.url);
 const { Contract, JsonRpcProvider, WebSocketProvider, Wallet, decodeRlp, encodeRlp, isError, keccak256 } = require("ethers");
 
 const { http, ws, operators, addresses, abi, newcomer } = await asked();
-const provider = new JsonRpcProvider(http, undefined, { polling: true, pollingInterval: 100 });
+const provider = new JsonRpcProvider(http, undefined, { polling: true, pollingInterval: 100, cacheTimeout: -1 });
 const [first, second] = operators.map((secret) => new Wallet(secret, provider));
 const consortium = new Contract(addresses.Consortium, abi.Consortium, first);
 const runs = new Contract(addresses.Runs, abi.Runs, provider);
