@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import shutil
 import signal
@@ -20,6 +18,7 @@ from swarm.ledger.genesis import Genesis
 from swarm.ledger.ledger import Ledger
 from swarm.net.libp2p import Libp2pTransport
 from swarm.net.transport import Transport
+from swarm.node import memory
 from swarm.node.chain import Chain
 from swarm.node.control import Control
 from swarm.node.embedded import EmbeddedChain
@@ -29,11 +28,6 @@ from swarm.node.participation import Participation
 from swarm.store import Store
 
 logger = logging.getLogger(__name__)
-
-KEPT_BYTES = 32 << 20
-"""Free memory that is kept at the end of each arena."""
-ARENAS = 2
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def open_node(
@@ -108,13 +102,14 @@ async def serve(
         await node.start()
         await control.start()
         failed, stopped = asyncio.ensure_future(node.failed()), asyncio.ensure_future(stop.wait())
-        done, pending = await asyncio.wait({failed, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        thrifty = asyncio.ensure_future(memory.give_back_for_ever())
+        done, pending = await asyncio.wait({failed, stopped, thrifty}, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        if failed in done:
-            await failed
+        for task in done & {failed, thrifty}:
+            await task
         logger.info("height %d: %s stops", node.chain.height, site.name)
     finally:
         await control.close()
@@ -133,23 +128,9 @@ def run_node(path: Path, *, participation: type[Participation] = Participation, 
     swarm = load_swarm(site.swarm)
     identity = site.identity()
     check_site(site, swarm, identity)
-    _spare_memory()
+    memory.spare()
     if rebuild:
         place = set_aside(site.folder / "ledger")
         if place is not None:
             logger.warning("the ledger of %s is set aside in %s and fetched again", site.name, place)
     asyncio.run(serve(site, swarm, identity, participation=participation))
-
-
-def _spare_memory() -> None:
-    """Let this process keep the memory that objects pass through, and not walk over its libraries each time.
-
-    By default glibc gives the megabytes of every answer back to the kernel and takes them anew, page by page; and the
-    garbage collector looks at a million objects of the imported libraries each time, which live as long as the process.
-    """
-    gc.collect()
-    gc.freeze()
-    allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):  # glibc's; elsewhere the allocator decides
-        for option, value in ((_M_ARENA_MAX, ARENAS), (_M_MMAP_THRESHOLD, KEPT_BYTES), (_M_TRIM_THRESHOLD, KEPT_BYTES)):
-            allocator.mallopt(option, value)
