@@ -105,7 +105,8 @@ def test_a_slow_lossy_line_that_is_cut_again_and_again_carries_nearly_nothing_tw
         cuts = cut_and_heal(internet, "far", running["far"], every_s=1.0, for_s=0.5)
         told = result(running["far"])
     assert cuts >= 2
-    assert told["received_bytes"] < 1.10 * size, (told, cuts)
+    # A cut costs what was under way, the line's 250 kB at most; a slow machine sees more cuts.
+    assert told["received_bytes"] < size + cuts * 125_000, (told, cuts)
 
 
 @pytest.mark.slow
