@@ -6,7 +6,6 @@ its own; the masks that come off follow from the blobs and what was revealed, as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from swarm.config import Policy
 from swarm.encoding import Address, Digest, from_hex, sha256, short
 from swarm.errors import PeerError
 from swarm.merge.blind.blob import Blob
-from swarm.merge.blind.encode import Encoding, exponents_of
+from swarm.merge.blind.encode import Encoding
 from swarm.merge.blind.groups import groups_of
 from swarm.merge.blind.keys import Attempt, Seat
 from swarm.merge.blind.merging import BlindMerged, merge
@@ -261,13 +260,7 @@ def open_again(
         if not isinstance(found, Unmasking):
             raise Difference(f"run {run} round {here.round}: it closed although its sum cannot be opened")
         place = object_place(store, base)
-        encoding = Encoding(
-            len(here.frozen),
-            exponents_of(place),
-            policy.weight_max if policy.weights == "samples" else 0,
-            policy.norm_max or math.inf,
-            attempt.context,
-        )
+        encoding = Encoding.under(policy, place, len(here.frozen), attempt.context)
         masked = [Masked(member, vectors[member]) for member in settled.in_order]
         return merge(place, masked, found, encoding, None, server=server_of(policy))
     except (ValueError, PeerError) as error:

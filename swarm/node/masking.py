@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -47,7 +46,7 @@ from swarm.errors import PeerError, StorageError
 from swarm.ledger.client import Contracts, Run
 from swarm.ledger.endpoint import Call
 from swarm.merge.blind.blob import Blob, Held, blob_of, open_blob
-from swarm.merge.blind.encode import Encoding, Unfit, encode, exponents_of
+from swarm.merge.blind.encode import Encoding, Unfit, encode
 from swarm.merge.blind.groups import groups_of
 from swarm.merge.blind.keys import Attempt, Fresh, Keys, Seat
 from swarm.merge.blind.merging import BadVector, BlindMerged, merge
@@ -434,7 +433,7 @@ class Masking:
         return Frozen(attempt, masks.frozen, dropped_edges(masks), masks.groups)
 
     def _encoding(self, attempt: Attempt, policy: Policy, masks: MaskState) -> Encoding:
-        return encoding_of(self._store.path(attempt.base), policy, attempt, len(masks.frozen))
+        return Encoding.under(policy, self._store.path(attempt.base), len(masks.frozen), attempt.context)
 
     async def _mask(self, run: Run, state: RoundState, veil: Veil, policy: Policy) -> None:
         masks, plain = veil.state, veil.plain
@@ -570,21 +569,6 @@ def in_groups(base: Digest, masks: MaskState, opened: Collection[int]) -> MaskSt
 def terms_of(policy: Policy) -> MaskTerms:
     """What the policy says about masks."""
     return MaskTerms(policy.submit_s, policy.merge_s, policy.submissions_min)
-
-
-def encoding_of(base: Path, policy: Policy, attempt: Attempt, members: int) -> Encoding:
-    """By what members put updates into the ring under this policy.
-
-    Args:
-        members: how many were frozen into the attempt.
-    """
-    return Encoding(
-        members,
-        exponents_of(base),
-        policy.weight_max if policy.weights == "samples" else 0,
-        policy.norm_max or math.inf,
-        attempt.context,
-    )
 
 
 def said(told: Told, masks: MaskState, neighbors: Mapping[Address, tuple[Address, ...]]) -> Said:

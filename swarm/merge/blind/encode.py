@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from swarm.config import Policy
 from swarm.encoding import Digest
 from swarm.merge.blind.masks import Mask, Ring, apply
 from swarm.merge.blind.vector import EXPONENT_MAX, EXPONENT_MIN, EXPONENTS, FIRST_EXPONENT, Vector, room_of
@@ -50,6 +51,15 @@ class Encoding:
     """Longer updates are scaled down to this length."""
     context: Digest = b""
     """Of the attempt: it is named in the vectors' files, and one of another attempt does not fit."""
+
+    @classmethod
+    def under(cls, policy: Policy, base: Path, members: int, context: Digest) -> Encoding:
+        """What the policy says for updates on this checkpoint; `members` are frozen into the attempt.
+
+        Raises as `exponents_of` does.
+        """
+        weight_max = policy.weight_max if policy.weights == "samples" else 0
+        return cls(members, exponents_of(base), weight_max, policy.norm_max or math.inf, context)
 
     def __post_init__(self) -> None:
         if not 1 <= self.members < 2**20:
