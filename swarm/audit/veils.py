@@ -156,7 +156,10 @@ class MaskStory:
         here.frozen = found
 
     def _failed(self, here: Try, values: Mapping[str, Any], unstruck: tuple[Submission, ...]) -> None:
-        self._need(frozenset(_bits(values["members"])) == self._core(here), f"attempt {here.number} failed otherwise")
+        # Where all who confirmed hold each other, they are what is left, however few they are.
+        whole = all(here.held.keys() - {one} <= held for one, held in here.held.items())
+        left = frozenset(here.held) if whole else self._core(here)
+        self._need(frozenset(_bits(values["members"])) == left, f"attempt {here.number} failed otherwise")
 
     def _core(self, here: Try) -> frozenset[int]:
         """Who confirmed and keeps t - 1 edges among those who do."""

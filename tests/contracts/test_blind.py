@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from contracts.compile import SOURCES, compile_source
+from swarm.audit.replay import Difference
+from swarm.audit.retell import runs_of
 from swarm.blind import MaskSeat
 from swarm.encoding import Address, from_hex, keccak256, sha256
 from swarm.errors import RejectedError
@@ -220,6 +222,7 @@ def test_an_attempt_without_enough_members_fails_and_the_next_one_has_another_nu
     masked.chain.now_ms += SUBMIT_MS
     assert names(masked.send(0, "freeze", 1, 1)) == ["AttemptFailed"]
     assert masked.state()["number"] == 2
+    audit(masked)
     masked.join().confirm()
     assert (masked.state()["stage"], masked.state()["number"]) == (FROZEN, 2)
 
@@ -325,9 +328,15 @@ def play(seed: int, *, blind: Artifact | None = None) -> set[str]:
     try:
         for _ in range(STEPS):
             player.step()
-    except Foul as foul:
+        audit(masked)
+    except (Foul, Difference) as foul:
         raise Foul(f"{foul} (seed {seed})") from foul
     return referee.seen
+
+
+def audit(masked: Masked) -> None:
+    """The audit tells the run again by rules of its own; Difference: it would call an honest ledger wrong."""
+    runs_of((name, values) for name, values in masked.chain.events if "run" in values)
 
 
 class _Player:
