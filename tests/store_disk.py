@@ -7,7 +7,6 @@ be there: of the bytes any, torn anywhere; of a folder's changes the first ones,
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -62,7 +61,6 @@ class StoreDisk:
         with contextlib.ExitStack() as patched:
             for name in self._real:
                 patched.enter_context(mock.patch.object(os, name, getattr(self, f"os_{name}")))
-            patched.enter_context(mock.patch("swarm.store.open", self.python_open, create=True))
             yield
 
     def image(self, folder: Path, rng: random.Random) -> None:
@@ -183,28 +181,3 @@ class StoreDisk:
         self._real["mkdir"](path, *rest, **more)
         if self._mine(path):
             self._made.add(os.fspath(path))
-
-    def python_open(self, path: Any, mode: str = "r", **how: Any) -> Any:
-        """`open` of the store's module: what is written through it is noted too."""
-        if mode != "wb" or not self._mine(path):
-            return open(path, mode, opener=self.os_open, **how)
-        return _Recorded(self.os_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), self)
-
-
-class _Recorded(io.RawIOBase):
-    """A file opened for writing, unbuffered."""
-
-    def __init__(self, descriptor: int, disk: StoreDisk) -> None:
-        self._descriptor, self._disk = descriptor, disk
-        disk.os_ftruncate(descriptor, 0)
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def write(self, data: Any) -> int:
-        return self._disk.os_write(self._descriptor, bytes(data))
-
-    def close(self) -> None:
-        if not self.closed:
-            self._disk.os_close(self._descriptor)
-        super().close()

@@ -271,16 +271,13 @@ class Swarm:
 
     def merge(self, who: Address, duty: Merge) -> Digest:
         """Merge the round's submissions and keep the result; its name."""
-        out = self._store.scratch()
-        merged = merge(
-            self._store.path(duty.base),
-            [self._store.path(s.digest) for s in duty.submissions],
-            [s.weight for s in duty.submissions],
-            self.prepared.policy,
-            out,
-        )
-        self._store.pin(merged.digest, "merged")
-        return self._store.put_file(out, move=True)
+        base = self._store.path(duty.base)
+        inputs = [self._store.path(s.digest) for s in duty.submissions]
+        weights = [s.weight for s in duty.submissions]
+        with self._store.draft(self._store.size(duty.base)) as out:
+            merged = merge(base, inputs, weights, self.prepared.policy, out)
+            self._store.pin(merged.digest, "merged")
+            return self._store.put_file(out, move=True)
 
     # --- what comes of it
 

@@ -44,12 +44,12 @@ class Input:
 
 @contextmanager
 def written(out: Path | None, size: int) -> Iterator[int | None]:
-    """A new file of this size; it is removed again if the merge fails."""
+    """A file of this size, of which every byte is to be written; it is removed again if the merge fails."""
     if out is None:
         yield None
         return
     with disk(out):
-        target = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        target = os.open(out, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         with disk(out):
             os.ftruncate(target, size)

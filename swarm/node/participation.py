@@ -638,15 +638,12 @@ class Participation:
         state, policy = effort.state, effort.policy
         if state is None or policy is None or state.round != duty.round:
             return
-        out = self._store.scratch()
-        try:
+        with self._store.draft(self._store.size(duty.base)) as out:
             merged = await self.masking.merge(duty, effort.run, state, veil, policy, out)
             if isinstance(merged, BadVector):
                 effort.findings.unusable |= {s.digest for s in duty.submissions if s.member == merged.member}
                 return
             await asyncio.to_thread(self._store.put_file, out, move=True)
-        finally:
-            out.unlink(missing_ok=True)
         self.reports.summed(duty.run, duty.round, merged, duty.submissions)
         if effort.state is not None and effort.state.round == duty.round:
             effort.merges[(duty.base, duty.submissions)] = merged.digest
@@ -659,17 +656,14 @@ class Participation:
         if effort.veil is not None:
             await self._merge_blind(duty, effort, effort.veil)
             return
-        out = self._store.scratch()
         inputs = [self._store.path(s.digest) for s in duty.submissions]
         weights = [s.weight for s in duty.submissions]
 
         def work() -> Merged:
-            try:
+            with self._store.draft(self._store.size(duty.base)) as out:
                 merged = merge(self._store.path(duty.base), inputs, weights, policy, out)
                 self._store.put_file(out, move=True, leaves=merged.leaves)
                 return merged
-            finally:
-                out.unlink(missing_ok=True)
 
         try:
             merged = await asyncio.to_thread(work)
