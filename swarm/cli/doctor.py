@@ -28,6 +28,8 @@ DISK_MIN_BYTES = 2_000_000_000
 CONNECT_S = 8.0
 """How long members have to be connected, where no node of this site runs."""
 SLOW_BYTES_S = 1_000_000
+RELAYS_MIN = 2
+"""Members that relay, where some are met in no other way: one of them may be away."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ async def _proxy(proxy: Proxy) -> Check:
 
 
 async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
-    checks, ahead, blocked = [], [], []
+    checks, ahead, blocked, relays = [], [], [], dict[str, bool]()
     others = await eyes.members()
     for member in others:
         what = f"way to {member['name']}"
@@ -132,13 +134,15 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
             checks.append(Check(what, str(error), False, "connected, but no answer: is its node overloaded?"))
             continue
         ahead.append(found["clock_ahead_s"])
+        if not member["relay"]:
+            relays[member["name"]] = found["relays"]
         if found["reaches_us"]:
             blocked.append(f"{member['name']} ({found['reaches_us']})")
         speeds = found["down_bytes_s"], found["up_bytes_s"]
         text = f"{found['round_trip_s'] * 1e3:.1f} ms, {speeds[0] / 1e6:.1f} MB/s down, {speeds[1] / 1e6:.1f} MB/s up"
         if member["relay"]:
-            relays = [one["name"] for one in others if one["address"].lower() == member["relay"].lower()]
-            text += f", over {relays[0] if relays else member['relay']}, which relays"
+            over = [one["name"] for one in others if one["address"].lower() == member["relay"].lower()]
+            text += f", over {over[0] if over else member['relay']}, which relays"
         slow = (
             f"a model of 100 MB takes {1e8 / min(speeds):.0f} s: ask for a faster line, or for less on it{_on_loss()}"
         )
@@ -154,9 +158,30 @@ async def _network(eyes: Eyes, site: SiteConfig) -> list[Check]:
             "then it takes part over connections that it opens itself, and over a member that relays"
         )
         checks.append(Check("reached from outside", reached, not blocked, advice))
+    if hidden := [member["name"] for member in others if member["relay"]]:
+        checks.append(_relays(hidden, relays))
     if not others:
         checks.append(Check("members", "this site is the only member", True))
     return checks
+
+
+def _relays(hidden: list[str], asked: dict[str, bool]) -> Check:
+    """Whether who is met over a relay is still met while one that relays is away.
+
+    Args:
+        hidden: who is.
+        asked: whether they relay, of the members with a direct connection.
+    """
+    relays, others = ([name for name, does in asked.items() if does is wanted] for wanted in (True, False))
+    met = " and ".join(hidden)
+    found = f"{met} met over members that relay, of which this site reaches {' and '.join(relays) or 'none now'}"
+    ask = f"ask {' or '.join(others)} to relay as well (a table [relay] in that site's settings)"
+    advice = (
+        f"{ask if others else 'let one more site be dialled, and relay'}: while "
+        f"{relays[0] if relays else 'the one that relays'} is away, this site and {met} do not meet, and the ledger "
+        "waits where the others are too few without them"
+    )
+    return Check("relays", found, len(relays) >= RELAYS_MIN, advice)
 
 
 def _on_loss() -> str:
@@ -221,7 +246,8 @@ class _OwnEyes:
         self._me = identity.address
         self._transport = Libp2pTransport(identity, site.listen, proxy=site.proxy)
         self._endpoints: dict[Address, str] = {member.address: member.endpoint for member in swarm.members}
-        self._probe = Probe(self._transport, lambda: self._endpoints, time.time, proxy=site.proxy)
+        relays = site.relay is not None
+        self._probe = Probe(self._transport, lambda: self._endpoints, time.time, proxy=site.proxy, relays=relays)
 
     async def open(self) -> None:
         self._probe.serve()

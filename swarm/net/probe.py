@@ -1,4 +1,4 @@
-"""How good is the way to a member? Round trip, speed both ways, its clock, and whether it reaches us too.
+"""How good is the way to a member? Round trip, speed both ways, its clock, whether it reaches us too, and relays.
 
 A member answers from the ledger's own facts: it dials nobody but the asker, at the endpoint that the ledger has for it,
 and one asker costs it at most `BYTES_MAX` in `WINDOW_S`.
@@ -30,7 +30,7 @@ DIALS_MAX = 6
 SMALL, LARGE_S = 5, 1.0
 """Round trips that are measured; how long a transfer is repeated to tell its speed."""
 TIMEOUT_S = 20.0
-_ECHO, _DIAL = 0, 1
+_ECHO, _DIAL, _RELAYS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Finding:
     """How far its clock is ahead of ours, within half a round trip."""
     reaches_us: str
     """Empty where it can dial us, else why not, in its words."""
+    relays: bool
+    """Whether it relays for members that cannot reach each other, by its word."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Probe:
         endpoints: the members' endpoints by the ledger.
         clock: Unix seconds.
         proxy: through which this node dials, if any.
+        relays: that this node relays for members.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Probe:
         clock: Callable[[], float],
         *,
         proxy: Proxy | None = None,
+        relays: bool = False,
     ) -> None:
         self._proxy = proxy
+        self._relays = relays
         self._transport = transport
         self._endpoints = endpoints
         self._clock = clock
@@ -99,7 +104,14 @@ class Probe:
         reason = await self._transport.request(member, PROBE, pack([_DIAL, 0, b""]), timeout_s=TIMEOUT_S)
         if len(reason) > 1000:
             raise PeerError(f"{short(member)} answers a probe with {len(reason)} bytes", member=member)
-        return Finding(min(round_trips), down, up, ahead_s, reason.decode(errors="replace"))
+        relays = await self._ask_relays(member)
+        return Finding(min(round_trips), down, up, ahead_s, reason.decode(errors="replace"), relays)
+
+    async def _ask_relays(self, member: Address) -> bool:
+        answer = await self._transport.request(member, PROBE, pack([_RELAYS, 0, b""]), timeout_s=TIMEOUT_S)
+        if answer not in (b"\0", b"\1"):
+            raise PeerError(f"{short(member)} does not say whether it relays, but {answer[:20]!r}", member=member)
+        return answer == b"\1"
 
     async def _speed(self, member: Address, *, up: bool) -> float:
         """Bytes a second of transfers that grow until one takes long enough, or is as large as may be."""
@@ -137,6 +149,8 @@ class Probe:
             if allowance.dials > DIALS_MAX:
                 raise UnavailableError(f"a member is dialled back {DIALS_MAX} times in {WINDOW_S:g} s; ask later")
             return (await self._dial(member)).encode()[:1000]
+        if number(kind) == _RELAYS:
+            return b"\1" if self._relays else b"\0"
         allowance.bytes += size + len(data_of(given))
         if allowance.bytes > BYTES_MAX:
             raise UnavailableError(f"a member may probe with {BYTES_MAX >> 20} MiB in {WINDOW_S:g} s; ask later")

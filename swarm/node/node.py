@@ -46,6 +46,7 @@ class Node:
         clock: Callable[[], float],
         leads: bool = True,
         proxy: Proxy | None = None,
+        relays: bool = False,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         participation: type[Participation] = Participation,
     ) -> None:
@@ -56,7 +57,11 @@ class Node:
         self.transport = transport
         self.members: tuple[Member, ...] = ()
         self.probe = Probe(
-            transport, lambda: {member.address: member.endpoint for member in self.members}, clock, proxy=proxy
+            transport,
+            lambda: {member.address: member.endpoint for member in self.members},
+            clock,
+            proxy=proxy,
+            relays=relays,
         )
         self._failure: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -60,6 +60,7 @@ def open_node(
             clock=time.time,
             leads=site.leads,
             proxy=site.proxy,
+            relays=site.relay is not None,
             participation=participation,
         )
     except BaseException:

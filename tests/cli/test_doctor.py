@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from swarm.config import load_site
+from swarm.cli.doctor import _relays
+from swarm.config import load_site, load_swarm
 from swarm.net.libp2p.dialling import listen_place
 from tests.cli.conftest import run
 from tests.node.hospitals import Hospitals
@@ -82,6 +83,41 @@ def test_settings_that_do_not_load_are_the_first_and_only_finding(tmp_path: Path
     told = run("doctor", tmp_path / "nothing.toml")
     assert told.exit_code == 1
     assert "there is no file" in told.stdout
+
+
+def test_two_that_only_dial_out_and_one_that_relays_are_one_too_few(tmp_path: Path) -> None:
+    """Of another that can be dialled the doctor says that it should relay as well."""
+    with Hospitals(tmp_path, ["north", "east", "south", "west"]) as found:
+        founders = {member.name: member.endpoint for member in load_swarm(found.folder / "swarm.toml").members}
+        text = (found.folder / "swarm.toml").read_text()
+        for name in ("south", "west"):
+            text = text.replace(founders[name], "/p2p-circuit/p2p/" + founders[name].rpartition("/")[2])
+        (found.folder / "swarm.toml").write_text(text)
+        with found.sites["north"].open("a") as settings:
+            settings.write("\n[relay]\n")
+        for name in ("north", "east", "south"):
+            found.start(name)
+        found.wait_for(lambda: sum(m["connected"] for m in _seen(found, "south")) == 2, "three are connected", 60)
+        code, checks = checks_of(found.sites["west"])
+        assert code == 1
+        assert {what for what, check in checks.items() if not check["ok"]} == {"reached from outside", "relays"}
+        assert "over north, which relays" in checks["way to south"]["found"]
+        assert "south met over members that relay, of which this site reaches north" in checks["relays"]["found"]
+        assert "ask east to relay as well" in checks["relays"]["advice"]
+
+
+def _seen(hospitals: Hospitals, name: str) -> list[dict[str, Any]]:
+    return list(hospitals.ask(name, "swarm_network")["members"])
+
+
+def test_two_that_relay_are_enough() -> None:
+    assert _relays(["south"], {"north": True, "east": True, "west": False}).ok
+
+
+def test_where_nobody_else_can_be_dialled_one_more_site_has_to_be() -> None:
+    check = _relays(["south"], {"north": True})
+    assert not check.ok
+    assert check.advice.startswith("let one more site be dialled, and relay: while north is away")
 
 
 def test_a_proxy_that_does_not_answer_is_told_apart_from_the_members(hospitals: Hospitals) -> None:

@@ -186,4 +186,4 @@ class Hospitals:
             time.sleep(0.05)
 
     def _tails(self) -> str:
-        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self.sites)
+        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self.processes)
