@@ -22,7 +22,9 @@ from swarm.store import Store
 from tests.store_disk import PowerCut, StoreDisk
 
 MAX_BYTES = 64 * CHUNK_BYTES
-WHY = "a round"
+TIGHT_BYTES = 5 * CHUNK_BYTES
+"""The bound of every other story: what comes is written over what was evicted."""
+WHY, KEPT = "a round", "another round"
 
 
 class Promises:
@@ -38,21 +40,27 @@ class Promises:
         self._note(line)
 
 
-def some(seed: int) -> bytes:
-    """An object of up to three chunks."""
-    rng = random.Random(seed)
-    size = rng.choice((0, 5, 70_000, CHUNK_BYTES, CHUNK_BYTES + 9, 2 * CHUNK_BYTES + 1))
+def some(story: int, turn: int) -> bytes:
+    """An object of up to three chunks; in a tight story a large one."""
+    rng = random.Random(story * 100 + turn)
+    sizes = (0, 5, 70_000, CHUNK_BYTES, CHUNK_BYTES + 9, 2 * CHUNK_BYTES + 1)
+    size = rng.choice(sizes[3:] if story % 2 else sizes)
     return rng.randbytes(7) * (size // 7) + rng.randbytes(size % 7)
 
 
 def work(folder: Path, seed: int, promises: Promises, *, durable: bool = True) -> None:
     """Put, receive, pin and remove; every promise is noted once it was given."""
     rng = random.Random(seed)
-    store = Store(folder, MAX_BYTES, durable=durable)
+    store = Store(folder, TIGHT_BYTES if seed % 2 else MAX_BYTES, durable=durable)
     for turn in range(12):
-        data = some(seed * 100 + turn)
+        data = some(seed, turn)
         digest = digest_of(data)
-        kind = rng.choice(("put", "file", "move", "known", "share", "unsynced", "receive", "receive", "pin", "remove"))
+        if store.max_bytes - store.used_bytes < 3 * CHUNK_BYTES:
+            for _, gone, _ in store._evictable():
+                promises.add("removes", gone)
+        kind = rng.choice(
+            ("put", "file", "move", "known", "share", "unsynced", "receive", "receive", "pin", "keep", "remove")
+        )
         if kind == "put":
             store.put(data)
             promises.add("has", digest)
@@ -76,6 +84,8 @@ def work(folder: Path, seed: int, promises: Promises, *, durable: bool = True) -
         elif kind == "pin":
             store.pin(digest, WHY)
             promises.add("pinned", digest)
+        elif kind == "keep":
+            store.pin_only(rng.sample(sorted(store.digests()), min(1, len(store.digests()))), KEPT)
         elif store.digests():
             gone = rng.choice(sorted(store.digests()))
             promises.add("removes", gone)
@@ -111,7 +121,7 @@ def check(folder: Path, seed: int, lines: list[str]) -> int:
             assert digest_of(store.path(digest).read_bytes()) == digest, f"story {seed}: other bytes than the name says"
     found = len(store.digests())
     for turn in range(12):
-        data = some(seed * 100 + turn)
+        data = some(seed, turn)
         _receive(store, data, random.Random(seed))
         assert store.path(digest_of(data)).read_bytes() == data, f"story {seed}: what was on its way does not go on"
     return found
