@@ -383,7 +383,7 @@ class Demo:
         else:
             screen.out.print("[bold red]the hospitals ended with different checkpoints[/]")
         if victim:
-            held = self._tell_of_victim(victim, killed_in) and held
+            held = self.survived(*self._tell_of_victim(victim, killed_in)) and held
         elif self.kills:
             screen.out.print("[bold red]no leader could be killed: the run was over too soon[/]")
             held = False
@@ -393,7 +393,11 @@ class Demo:
         screen.out.print(f"the model: {screen.here(checkpoint)}; look again: swarm audit {screen.here(self.folder)}")
         return held and report.ok
 
-    def _tell_of_victim(self, victim: str, killed_in: int) -> bool:
+    def survived(self, merged: bool, back: bool) -> bool:
+        """Whether a kill ended as it should: the killed one's submission was merged, it took part again."""
+        return merged and back
+
+    def _tell_of_victim(self, victim: str, killed_in: int) -> tuple[bool, bool]:
         rounds = self.seen.history("heart")
         led = rounds[killed_in]
         merged = victim in {s["name"] for s in led.submissions}
@@ -405,4 +409,4 @@ class Demo:
             f"{'merged all the same' if merged else '[red]lost[/]'}; "
             f"it took part again from round {after[0] if after else '[red]never[/]'}"
         )
-        return merged and bool(after)
+        return merged, bool(after)

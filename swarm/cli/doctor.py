@@ -174,7 +174,7 @@ def _relays(hidden: list[str], asked: dict[str, bool]) -> Check:
     """
     relays, others = ([name for name, does in asked.items() if does is wanted] for wanted in (True, False))
     met = " and ".join(hidden)
-    found = f"{met} met over members that relay, of which this site reaches {' and '.join(relays) or 'none now'}"
+    found = f"{met}: over members that relay, of which this site reaches {' and '.join(relays) or 'none now'}"
     ask = f"ask {' or '.join(others)} to relay as well (a table [relay] in that site's settings)"
     advice = (
         f"{ask if others else 'let one more site be dialled, and relay'}: while "

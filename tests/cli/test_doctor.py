@@ -102,7 +102,7 @@ def test_two_that_only_dial_out_and_one_that_relays_are_one_too_few(tmp_path: Pa
         assert code == 1
         assert {what for what, check in checks.items() if not check["ok"]} == {"reached from outside", "relays"}
         assert "over north, which relays" in checks["way to south"]["found"]
-        assert "south met over members that relay, of which this site reaches north" in checks["relays"]["found"]
+        assert "south: over members that relay, of which this site reaches north" in checks["relays"]["found"]
         assert "ask east to relay as well" in checks["relays"]["advice"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import Internet, Line
-from tests.node.bad_network import heart
+from tests.node.bad_network import RELAYS, heart
 from tests.node.hospitals import Hospitals
 
 SEEN_S = 0.02
@@ -16,13 +16,16 @@ SEEN_S = 0.02
 
 @pytest.mark.slow
 def test_the_heart_demo_over_firewall_nat_and_slow_line_ends_with_one_digest(tmp_path: Path) -> None:
-    """Two that can only dial out meet over a relay, a leader is killed, half are cut off from the other half."""
-    held, told = heart(tmp_path / "heart", rounds=12)
+    """Two that can only dial out meet over a relay, which is killed as a leader, half are cut off from the others."""
+    held, told = heart(tmp_path / "heart", kill="relay")
     print(told)
     assert held  # one digest everywhere, the killed hospital back, the audit passed
     assert told.relayed["hungarian"] == ["switzerland"]
     assert told.relayed["switzerland"] == ["hungarian"]
     assert told.relayed["cleveland"] == told.relayed["va"] == []
+    assert set(told.over) <= set(RELAYS)
+    assert told.killed == told.over[0]
+    assert told.doctor == ["switzerland: over members that relay, of which this site reaches cleveland and va"]
     assert told.parted_in > 0
     assert told.asleep_s > 0
 
