@@ -297,7 +297,10 @@ class Store:
     # Pinning.
 
     def pin(self, digest: Digest, why: str) -> None:
-        """Keep the object from eviction until `unpin(why)`. It may be absent still. Survives a restart."""
+        """Keep the object from eviction until `unpin(why)`. It may be absent still.
+
+        Survives the end of this process. A power cut may take the last pins: whoever pins does it again at its start.
+        """
         with self._lock:
             self._pins.add(digest, why)
             self._touch(digest)
@@ -337,9 +340,8 @@ class Store:
     def _write_pins(self, document: bytes) -> None:
         path, fresh = self.folder / "pins.json", self.folder / "pins.json.new"
         with disk(path):
-            write_whole(fresh, [document], sync=self._durable)
+            write_whole(fresh, [document], sync=False)
             os.replace(fresh, path)
-            self._sync_folder(self.folder)
 
     def _sync_folder(self, folder: Path) -> None:
         if self._durable:

@@ -1,22 +1,26 @@
-"""What must not be evicted, and why; on disk before it counts."""
+"""What must not be evicted, and why.
+
+The record outlives the process. It is not synced: it changes with every submission, and each member finds in the ledger
+what to pin. So one that a power cut spoiled is dropped.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from swarm.encoding import Digest
-from swarm.errors import StorageError
+
+log = logging.getLogger(__name__)
 
 
 class Pins:
     """Digests by the reason why they are kept. The store's lock holds for all of it.
 
     Args:
-        write: puts the file's new bytes on the disk, whole or not at all.
-    Raises:
-        StorageError: the file is damaged.
+        write: makes these bytes the file, whole or not at all.
     """
 
     def __init__(self, path: Path, write: Callable[[bytes], None]) -> None:
@@ -65,6 +69,5 @@ def _read(path: Path) -> dict[str, set[Digest]]:
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
-        raise StorageError(
-            f"{path} is damaged ({error}); remove it: objects of past rounds may then be evicted earlier"
-        ) from error
+        log.warning("%s is damaged and counts as empty (%s): what no run needs now may be evicted earlier", path, error)
+        return {}
