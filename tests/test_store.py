@@ -386,6 +386,24 @@ def test_a_wrong_chunk_changes_nothing(tmp_path: Path) -> None:
         partial.finish()
 
 
+def test_of_several_chunks_those_before_a_wrong_one_are_kept_also_for_a_restart(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    data = some(1, 4 * MIB + 5)
+    partial = receive(store, data)
+    spoilt = bytearray(data[MIB:])
+    spoilt[2 * MIB] ^= 1
+    with pytest.raises(ValueError, match="chunk 3 is not that"):
+        partial.write(1, bytes(spoilt))
+    assert partial.missing() == [0, 3, 4]
+    partial.write(3, memoryview(data)[3 * MIB :])
+    with pytest.raises(ValueError, match="chunk 4 is not that"):
+        partial.write(4, data[4 * MIB :] + bytes(MIB))
+    after = receive(make(tmp_path), data)
+    assert [index for index in range(5) if not after.has(index)] == after.missing() == [0]
+    after.write(0, data[:MIB])
+    assert after.finish().read_bytes() == data
+
+
 def test_arrival_goes_on_after_a_crash_with_what_is_truly_there(tmp_path: Path) -> None:
     data = some(1, 4 * MIB)
     chunks = list(chunks_of(data))

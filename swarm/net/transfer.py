@@ -121,7 +121,7 @@ async def pull(
 
 @dataclass(frozen=True)
 class Chunks:
-    """Some chunks of an object, in a file of the object's size; what was not asked for may be zeros there."""
+    """Some chunks of an object, in a file of the object's size; where others were not asked for any bytes may be."""
 
     path: Path
     leaves: tuple[Digest, ...]
@@ -382,11 +382,11 @@ class _Pull:
                 self._progress(partial.size - self._left_bytes(), partial.size)
 
     def _write(self, mine: _Range, data: bytes) -> None:
-        view = memoryview(data)
-        for number_ in range(mine.count):
-            start = number_ * CHUNK_BYTES
-            self._partial.write(mine.first + number_, view[start : start + CHUNK_BYTES])
-            self._left.discard(mine.first + number_)
+        try:
+            self._partial.write(mine.first, data)
+        finally:
+            asked = range(mine.first, mine.first + mine.count)
+            self._left.difference_update([chunk for chunk in asked if self._partial.has(chunk)])
 
     def _left_bytes(self) -> int:
         chunks = len(self._partial.leaves)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from swarm.encoding import Digest, short
 from swarm.errors import UnavailableError
-from swarm.merkle import CHUNK_BYTES, leaf
+from swarm.merkle import CHUNK_BYTES, chunks_of, leaf
 from swarm.store.disk import disk, read_at, write_at
 from swarm.store.places import marks_place, part_place
 
@@ -71,25 +71,45 @@ class Partial:
         """The chunks that have not come, ascending."""
         return [index for index, here in enumerate(self._have) if not here]
 
-    def write(self, index: int, chunk: bytes | memoryview) -> None:
-        """Keep one chunk; one that came before changes nothing.
+    def has(self, index: int) -> bool:
+        """Whether this chunk came."""
+        return self._have[index] == 1
+
+    def write(self, first: int, data: bytes | memoryview) -> None:
+        """Keep one chunk, or several that follow each other; one that came before changes nothing.
 
         Raises:
-            ValueError: no such chunk, or the bytes are not this chunk's.
+            ValueError: no such chunk, or the bytes are not this chunk's; those before it are kept.
             StorageError: the disk would not take it.
             UnavailableError: the object was removed or closed meanwhile.
         """
+        if not data:
+            raise ValueError(f"no bytes of chunk {first} of object {short(self.digest)}")
+        index = first
+        try:
+            for chunk in chunks_of(data):
+                self._write_chunk(index, chunk)
+                index += 1
+        finally:
+            self._mark(first, index)
+
+    def _write_chunk(self, index: int, chunk: memoryview) -> None:
         if not 0 <= index < len(self.leaves):
             raise ValueError(f"chunk {index} of an object of {len(self.leaves)}")
+        # Checked while it is in the processor's cache, from where it is written then.
         if len(chunk) != self._range(index)[1] or leaf(chunk) != self.leaves[index]:
             raise ValueError(f"chunk {index} is not that of object {short(self.digest)}")
         with self._lock, disk(self._part):
-            if self._have[index]:
-                return
-            self._still_open()
-            write_at(self._file, chunk, index * CHUNK_BYTES)
-            write_at(self._marks, b"\x01", index)
-            self._have[index] = 1
+            if not self._have[index]:
+                self._still_open()
+                write_at(self._file, chunk, index * CHUNK_BYTES)
+                self._have[index] = 1
+
+    def _mark(self, first: int, stop: int) -> None:
+        """For a restart; who made the object whole meanwhile needs no marks."""
+        with self._lock, disk(self._part):
+            if self._marks >= 0 and first < stop:
+                write_at(self._marks, b"\x01" * (stop - first), first)
 
     def finish(self, *, sync: bool = True) -> Path:
         """Make the object whole: named, in the store. Doing it twice is harmless.
