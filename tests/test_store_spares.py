@@ -163,7 +163,7 @@ def test_a_process_that_still_reads_an_evicted_object_sees_it_whole(tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", ["open", "mapped"])
-def test_without_the_lease_it_would_see_other_bytes(tmp_path: Path, how: str) -> None:
+def test_a_planted_store_that_asks_for_no_lease_changes_what_others_read(tmp_path: Path, how: str) -> None:
     with mock.patch.object(spares, "_is_ours_alone", return_value=True):
         assert seen_after_eviction(tmp_path, how) == sha256(some(4)).hexdigest()
 
