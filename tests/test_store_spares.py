@@ -105,6 +105,33 @@ def test_an_arrival_that_was_given_up_is_written_over_too(tmp_path: Path) -> Non
     assert place.read_bytes() == some(2)
 
 
+def test_what_a_shared_file_evicts_is_left_for_its_successor(tmp_path: Path) -> None:
+    """Training's next update is written over it, and shared in its turn."""
+    store, after = make(tmp_path), tmp_path / "updates" / "next"
+    after.parent.mkdir()
+    path = after.with_name("update")
+    for seed in range(4):
+        write_over(path, some(seed))
+        digest = store.put_file(path, share=True, successor=after)
+        assert store.path(digest).read_bytes() == some(seed)
+        assert store.used_bytes == on_disk(store.folder) == 2 * MIB
+        path.unlink()
+        assert after.exists() is (seed > 0)
+        if after.exists():
+            with inode_of(after) as inode:
+                after.replace(path)
+                assert path.stat().st_ino == inode
+                assert path.read_bytes() == some(seed - 1)
+
+
+def test_a_successor_that_cannot_be_left_is_no_error(tmp_path: Path) -> None:
+    store, path = make(tmp_path), tmp_path / "update"
+    store.put(some(1))
+    path.write_bytes(some(2))
+    store.put_file(path, share=True, successor=tmp_path / "no" / "such" / "folder")
+    assert on_disk(store.folder) == 2 * MIB
+
+
 def test_a_removed_object_leaves_no_spare(tmp_path: Path) -> None:
     store = make(tmp_path)
     store.remove(store.put(some(1)))

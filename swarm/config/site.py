@@ -111,6 +111,12 @@ class SiteConfig:
         runtime = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp"))
         return runtime / f"swarm-{os.getuid()}-{sha256(os.fsencode(plain)).hex()[:16]}.sock"
 
+    @property
+    def next_update(self) -> Path:
+        """Where the node leaves a file of its store that is in nobody's use, for training's next update to be written
+        over it: quicker than a new one."""
+        return self.folder / "updates" / "next"
+
     def identity(self) -> Identity:
         """The node's key, unlocked."""
         from swarm.identity import load_keystore

@@ -114,12 +114,16 @@ class Seat:
 
     @contextlib.contextmanager
     def update_file(self) -> Iterator[Path]:
-        """A file of the site's folder for an update, gone afterwards."""
-        folder = self._node.site.folder / "updates"
+        """A file of the site's folder for an update, gone afterwards. It may be there, with bytes that mean nothing."""
+        used = self._node.site.next_update
+        folder = used.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self._id}-") as inner:
-                yield Path(inner) / "update.safetensors"
+                path = Path(inner) / "update.safetensors"
+                with contextlib.suppress(FileNotFoundError):
+                    used.replace(path)
+                yield path
         except OSError as error:
             raise StorageError(f"an update cannot be written to {folder}: {error}") from error
 

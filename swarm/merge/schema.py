@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -185,7 +186,8 @@ def header_size(prefix: bytes) -> int:
 def write_file(path: Path, schema: Schema, values: Mapping[str, Buffer]) -> None:
     """Write the canonical file: `values` holds every tensor's elements, contiguous and little-endian.
 
-    A BF16 tensor may come as its uint16 bits. The caller syncs or stores the file.
+    What is at `path` is written over, which takes half as long as a new file; it is empty if that fails. A BF16 tensor
+    may come as its uint16 bits. The caller syncs or stores the file.
 
     Raises:
         ValueError: a name is missing or unknown, or a tensor has another number of bytes.
@@ -193,16 +195,25 @@ def write_file(path: Path, schema: Schema, values: Mapping[str, Buffer]) -> None
     unknown = set(values) - {tensor.name for tensor in schema.tensors}
     if unknown:
         raise ValueError(f"the schema has no tensor {min(unknown)!r}")
-    with open(path, "wb", buffering=0) as file:
-        file.write(schema.header)
-        for tensor in schema.tensors:
-            if tensor.name not in values:
-                raise ValueError(f"tensor {tensor.name!r} is missing")
-            view = _bytes_of(values[tensor.name])
-            if len(view) != tensor.size_bytes:
-                raise ValueError(f"{tensor} has {tensor.size_bytes} bytes, found {len(view)}")
-            while view:
-                view = view[file.write(view) :]
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0) as file:
+        try:
+            _write_tensors(file, schema, values)
+        except BaseException:
+            file.truncate(0)
+            raise
+        file.truncate()
+
+
+def _write_tensors(file: FileIO, schema: Schema, values: Mapping[str, Buffer]) -> None:
+    file.write(schema.header)
+    for tensor in schema.tensors:
+        if tensor.name not in values:
+            raise ValueError(f"tensor {tensor.name!r} is missing")
+        view = _bytes_of(values[tensor.name])
+        if len(view) != tensor.size_bytes:
+            raise ValueError(f"{tensor} has {tensor.size_bytes} bytes, found {len(view)}")
+        while view:
+            view = view[file.write(view) :]
 
 
 def _bytes_of(value: Buffer) -> memoryview:

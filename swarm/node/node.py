@@ -47,6 +47,7 @@ class Node:
         leads: bool = True,
         proxy: Proxy | None = None,
         relays: bool = False,
+        next_update: Path | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
         participation: type[Participation] = Participation,
     ) -> None:
@@ -83,6 +84,7 @@ class Node:
             store=store,
             leads=leads,
             caught_up=lambda: self.chain.caught_up,
+            next_update=next_update,
         )
 
     async def start(self) -> None:

@@ -61,6 +61,7 @@ def open_node(
             leads=site.leads,
             proxy=site.proxy,
             relays=site.relay is not None,
+            next_update=site.next_update,
             participation=participation,
         )
     except BaseException:

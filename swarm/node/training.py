@@ -46,6 +46,7 @@ class Training:
     Args:
         leads: whether this member merges when it is its turn.
         caught_up: whether this node's ledger is where the others' are, as far as it knows.
+        next_update: where a file may be left for training to write its next update over.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Training:
         store: Store,
         leads: bool,
         caught_up: Callable[[], bool],
+        next_update: Path | None = None,
     ) -> None:
         self._me = me
         self._work = work
@@ -65,6 +67,7 @@ class Training:
         self._store = store
         self._leads = leads
         self._caught_up = caught_up
+        self._next_update = next_update
 
     async def find(self, name: str) -> Effort:
         """The newest run of this name (or with this number); ConfigError names the ones there are."""
@@ -153,7 +156,8 @@ class Training:
             await asyncio.to_thread(self._work.masking.take, effort.run, effort.veil, path, weight)
             digest, weight = ZERO_DIGEST, 0
         else:
-            digest = await asyncio.to_thread(functools.partial(self._store.put_file, path, share=True, sync=False))
+            keep = functools.partial(self._store.put_file, share=True, sync=False, successor=self._next_update)
+            digest = await asyncio.to_thread(keep, path)
         effort.update = Update(round_, digest, min(weight, effort.policy.weight_max), dict(metrics))
         self._work.stir()
 

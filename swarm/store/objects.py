@@ -181,6 +181,7 @@ class Store:
         share: bool = False,
         leaves: Sequence[Digest] | None = None,
         sync: bool = True,
+        successor: Path | None = None,
     ) -> Digest:
         """Keep a copy of a file and name it; with `move` or `share` the file itself becomes the object.
 
@@ -189,6 +190,8 @@ class Store:
             share: it stays, and both names are one file: for a file that nobody writes to any more.
             leaves: of the file, for whoever hashed every byte while writing it; `move` or `share` then reads nothing.
             sync: have it on the disk before this returns; False for who calls `sync` before anybody is promised it.
+            successor: where the file of an evicted object may be left, for the next that is shared to be written over
+                it; its bytes are not the store's any more.
         Raises:
             StorageError: it cannot be read, does not fit, or the disk would not take it.
         """
@@ -197,7 +200,7 @@ class Store:
                 return self._adopt(path, leaves, sync=sync)
             if share and (second := self._second_name(path)) is not None:
                 try:
-                    return self._adopt(second, leaves, sync=sync)
+                    return self._adopt(second, leaves, sync=sync, successor=successor)
                 finally:
                     second.unlink(missing_ok=True)
             with opened(path) as descriptor:
@@ -364,10 +367,12 @@ class Store:
             return None
         return second
 
-    def _adopt(self, path: Path, leaves: Sequence[Digest] | None, *, sync: bool) -> Digest:
+    def _adopt(
+        self, path: Path, leaves: Sequence[Digest] | None, *, sync: bool, successor: Path | None = None
+    ) -> Digest:
         with disk(path):
             size = path.stat().st_size
-            with self._room_of(path, size):
+            with self._room_of(path, size, successor):
                 with opened(path) as descriptor:
                     if leaves is None:
                         leaves = [leaf(chunk) for chunk in chunks_of_file(descriptor)]
@@ -378,11 +383,13 @@ class Store:
                 return digest
 
     @contextmanager
-    def _room_of(self, path: Path, size: int) -> Iterator[None]:
+    def _room_of(self, path: Path, size: int, successor: Path | None) -> Iterator[None]:
         """Room for a file while it becomes an object; a draft has its own already."""
         with self._lock:
             self._make_room(size - self._drafts.get(path, 0))
             self._reserved += size - self._drafts.pop(path, 0)
+            if successor is not None:
+                self._spares.take(size, successor)
             self._trim()
         try:
             yield

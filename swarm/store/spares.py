@@ -53,8 +53,9 @@ class Spares:
         for _, spare in sorted(about):
             del self._sizes[spare]
             if _is_ours_alone(spare):
-                os.replace(spare, target)
-                return True
+                with suppress(OSError):
+                    os.replace(spare, target)
+                    return True
             spare.unlink(missing_ok=True)
         return False
 

@@ -232,6 +232,20 @@ def test_values_that_do_not_fit_are_named(tmp_path: Path) -> None:
             write_file(tmp_path / "x", schema, values)
 
 
+@pytest.mark.parametrize("before", [b"", b"\xff" * 10, b"\xff" * 500])
+def test_what_a_file_held_before_is_gone_also_where_the_values_do_not_fit(tmp_path: Path, before: bytes) -> None:
+    schema, path = Schema.of([Tensor("a", "F32", (2,)), Tensor("b", "F32", (2,))]), tmp_path / "x"
+    values = {"a": bytes(8), "b": bytes(range(8))}
+    write_file(tmp_path / "new", schema, values)
+    path.write_bytes(before)
+    write_file(path, schema, values)
+    assert path.read_bytes() == (tmp_path / "new").read_bytes()
+    path.write_bytes(before)
+    with pytest.raises(ValueError, match="tensor 'b' is missing"):
+        write_file(path, schema, {"a": bytes(8)})
+    assert path.read_bytes() == b""
+
+
 def test_every_byte_of_the_data_has_its_element() -> None:
     schema = Schema.of(
         [Tensor("a", "F32", (2,)), Tensor("b", "F32", (0,)), Tensor("c", "F32", ()), Tensor("d", "U8", (1,))]
