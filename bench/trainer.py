@@ -20,15 +20,14 @@ from swarm.merge import Schema, write_file
 
 def train(site: Path, run: str, genesis: Path, marks: Path) -> None:
     """Take part to the end; the times of the start and of each round's end go to `marks`."""
-    schema = Schema.of_file(genesis)
-    parameters = schema.tensors[0].shape[0]
-    rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
-    values = rng.normal(0, 1e-3, parameters).astype(np.float32)
-    update = np.empty_like(values)
     times = [time.time()]
     with Node(load_site(site), patience_s=60) as node:
         seat = Seat(node, run)
         place = seat.take()
+        schema = Schema.of_file(genesis)
+        rng = np.random.default_rng(int.from_bytes(site.name.encode(), "big"))
+        values = rng.standard_normal(schema.tensors[0].shape[0], np.float32) * np.float32(1e-3)
+        update = np.empty_like(values)
         while not place.finished:
             with seat.update_file() as path:
                 np.multiply(values, np.float32(1 + place.round), out=update)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import swarm.ledger.precompiles  # noqa: F401  # isort: skip  # before anything of py-evm is loaded
 from eth.abc import ComputationAPI
 from eth.exceptions import ContractCreationCollision, OutOfGas, Revert
 from eth.vm.code_stream import CodeStream
