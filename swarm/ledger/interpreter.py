@@ -1,8 +1,9 @@
-"""The EVM's plain instructions in one loop: arithmetic, stack, memory, jumps, reads of storage and calldata.
+"""The EVM's plain instructions in one loop: arithmetic, stack, memory, jumps, storage and calldata.
 
-py-evm spends two microseconds and several calls on each instruction; nine in ten of those that our contracts execute
-are a line of Python. Those are here, by Cancun's rules; each other one (calls, logs, writes, returns) is handed to
-py-evm, which sees the same stack, memory and gas. `tests/ledger/test_evm.py` holds this loop against py-evm's own.
+py-evm spends two microseconds and several calls on each instruction, and ten on one that copies or writes; nearly all
+of those that our contracts execute are a few lines of Python. Those are here, by Cancun's rules; each other one (calls,
+logs, returns) is handed to py-evm, which sees the same stack, memory and gas. `tests/ledger/test_interpreter.py` holds
+this loop against py-evm's own.
 
 All values on the stack are whole numbers while this loop runs.
 """
@@ -18,6 +19,8 @@ from swarm.encoding import Address, Digest, keccak256
 _MAX = (1 << 256) - 1
 _STACK_MAX = 1024
 _COLD_SLOAD, _WARM_SLOAD = 2100, 100  # EIP-2929
+_SET, _RESET, _CLEARS = 20_000, 5_000 - _COLD_SLOAD, 4_800  # EIP-2200, EIP-3529
+_STIPEND = 2_300  # EIP-2200: with no more left nothing is stored
 # Further than a transaction's gas can pay for; beyond it the cost is not worth computing.
 _MEMORY_MAX = 1 << 32
 
@@ -25,8 +28,8 @@ _MEMORY_MAX = 1 << 32
 _COSTS = [0] * 256
 for _codes, _cost in (
     ((0x02, 0x04, 0x06), 5),
-    ((0x01, 0x03, 0x10, 0x11, *range(0x14, 0x1A), 0x1B, 0x1C, 0x35, 0x51, 0x52), 3),
-    ((0x30, 0x33, 0x34, 0x36, 0x50, 0x5F), 2),
+    ((0x01, 0x03, 0x10, 0x11, *range(0x14, 0x1A), 0x1B, 0x1C, 0x35, 0x37, 0x39, 0x51, 0x52, 0x5E), 3),
+    ((0x30, 0x33, 0x34, 0x36, 0x3D, 0x42, 0x50, 0x5A, 0x5F), 2),
     ((0x56,), 8),
     ((0x57,), 10),
     ((0x5B,), 1),
@@ -43,6 +46,7 @@ class Frame(Protocol):
     msg: Any
     state: Any
     code: Any
+    return_data: Any
     _stack: Any
     _memory: Any
     _gas_meter: Any
@@ -76,6 +80,26 @@ program_of = lru_cache(maxsize=64)(Program)
 
 # Mappings hash the same keys at every access.
 _hash = lru_cache(maxsize=16_384)(keccak256)
+
+
+def store_cost(original: int, current: int, value: int) -> tuple[int, int]:
+    """What storing `value` costs, and what of it may be given back (EIP-2200 with EIP-2929 and 3529).
+
+    Args:
+        original: what the slot held before the transaction.
+    """
+    if current == value:
+        return _WARM_SLOAD, 0
+    if original == current:
+        if original == 0:
+            return _SET, 0
+        return _RESET, _CLEARS if value == 0 else 0
+    refund = 0
+    if original != 0:
+        refund = _CLEARS * ((value == 0) - (current == 0))
+    if original == value:
+        refund += (_SET if original == 0 else _RESET) - _WARM_SLOAD
+    return _WARM_SLOAD, refund
 
 
 def run(frame: Frame, fail: Callable[[str], NoReturn]) -> Iterator[int]:
@@ -173,6 +197,42 @@ def run(frame: Frame, fail: Callable[[str], NoReturn]) -> Iterator[int]:
                     fail("out of gas")
                 stack.append(accounts.get_storage(*key))
                 continue
+            elif instruction == 0x5E or instruction == 0x39 or instruction == 0x37:  # MCOPY, CODECOPY, CALLDATACOPY
+                start, origin, size = stack.pop(), stack.pop(), stack.pop()
+                end = (max(start, origin) if instruction == 0x5E else start) + size if size else 0
+                if end > _MEMORY_MAX:
+                    fail("out of gas")
+                gas -= 3 * ((size + 31) >> 5)
+                if end > len(memory):
+                    words, had = (end + 31) >> 5, len(memory) >> 5
+                    gas -= 3 * (words - had) + (words * words >> 9) - (had * had >> 9)
+                    if gas < 0:
+                        fail("out of gas")
+                    memory.extend(bytes((words - had) << 5))
+                if gas < 0:
+                    fail("out of gas")
+                if instruction == 0x5E:
+                    memory[start : start + size] = memory[origin : origin + size]
+                else:
+                    piece = bytes((data if instruction == 0x37 else message.code)[origin : origin + size])
+                    memory[start : start + size] = piece + bytes(size - len(piece))
+                continue
+            elif instruction == 0x55 and not message.is_static:  # SSTORE
+                if gas <= _STIPEND:
+                    fail("out of gas")
+                key, value = (me, stack.pop()), stack.pop()
+                cost, refund = store_cost(accounts.get_storage(*key, False), accounts.get_storage(*key), value)
+                gas -= cost
+                if gas < 0:
+                    fail("out of gas")
+                if refund:
+                    meter.refund_gas(refund)
+                accounts.set_storage(*key, value)
+                if not accounts.warm_slot(key):
+                    gas -= _COLD_SLOAD
+                    if gas < 0:
+                        fail("out of gas")
+                continue
             elif instruction == 0x03:  # SUB
                 stack.append((stack.pop() - stack.pop()) & _MAX)
                 continue
@@ -234,11 +294,18 @@ def run(frame: Frame, fail: Callable[[str], NoReturn]) -> Iterator[int]:
                 else:
                     stack.append(value // by if instruction == 0x04 else value % by)
                 continue
-            elif instruction in (0x30, 0x33, 0x34, 0x36):  # ADDRESS, CALLER, CALLVALUE, CALLDATASIZE
+            elif instruction in (0x30, 0x33, 0x34, 0x36, 0x3D, 0x42, 0x5A):
+                # ADDRESS, CALLER, CALLVALUE, CALLDATASIZE, RETURNDATASIZE, TIMESTAMP, GAS
                 if len(stack) >= _STACK_MAX:
                     fail("stack overflow")
                 if instruction == 0x36:
                     stack.append(len(data))
+                elif instruction == 0x3D:
+                    stack.append(len(frame.return_data))
+                elif instruction == 0x5A:
+                    stack.append(gas)
+                elif instruction == 0x42:
+                    stack.append(frame.state.timestamp)
                 elif instruction == 0x34:
                     stack.append(message.value)
                 else:

@@ -7,6 +7,7 @@ import random
 
 import pytest
 from eth.vm.forks.cancun.computation import CancunComputation
+from eth.vm.gas_meter import GasMeter
 
 from swarm.encoding import ZERO_DIGEST
 from swarm.ledger import evm, interpreter
@@ -108,14 +109,15 @@ Ending = tuple[bool, bool, bytes, int, list[tuple[object, ...]]]
 
 
 def both(monkeypatch: pytest.MonkeyPatch, code: bytes, other: bytes, data: bytes, gas: int) -> tuple[Ending, Ending]:
-    """What our loop and py-evm's give: success, output, gas, and every write to storage on the way."""
+    """What our loop and py-evm's give: success, output, gas, and every write to storage and refund on the way."""
     results = []
     for kind in (evm._Computation, CancunComputation):
         writes: list[tuple[object, ...]] = []
-        store = State.set_storage
+        store, refund = State.set_storage, GasMeter.refund_gas
         with monkeypatch.context() as patch:
             patch.setattr(evm._Machine, "computation_class", kind)
             patch.setattr(State, "set_storage", lambda *a, w=writes, s=store: (w.append(a[1:]), s(*a))[1])
+            patch.setattr(GasMeter, "refund_gas", lambda *a, w=writes, r=refund: (w.append(a[1:]), r(*a))[1])
             result = outcome(code, other, data, gas)
         results.append((result.succeeded, result.reverted, result.output, result.gas_used, writes))
     return results[0], results[1]
@@ -182,6 +184,7 @@ def test_arithmetic_is_right_at_the_edges(monkeypatch: pytest.MonkeyPatch, instr
         "7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff3560005500",
         "600135600055",
         "5a600055",
+        "42600055",
         "58600055",
         "595f52595f5559600155",
     ],
@@ -192,17 +195,50 @@ def test_the_corners_are_the_same(monkeypatch: pytest.MonkeyPatch, code: str) ->
         assert ours == theirs, gas
 
 
+@pytest.mark.parametrize("slot", [1, 7])
+def test_every_way_to_write_a_slot_twice_costs_the_same(monkeypatch: pytest.MonkeyPatch, slot: int) -> None:
+    """Slot 1 holds 5 from before, slot 7 nothing."""
+    for first in (0, 5, 6):
+        for second in (0, 5, 6):
+            code = b"".join(push(value) + push(slot) + b"\x55" for value in (first, second))
+            ours, theirs = both(monkeypatch, code, b"", b"", 100_000)
+            assert ours == theirs, (first, second)
+
+
+def test_a_write_ends_at_the_same_unit_of_gas(monkeypatch: pytest.MonkeyPatch) -> None:
+    for left in (*range(2_298, 2_303), *range(2_998, 3_003), *range(4_998, 5_003), *range(22_098, 22_103)):
+        for value in (5, 6):  # slot 1 holds 5
+            ours, theirs = both(monkeypatch, push(value) + push(1) + b"\x55", b"", b"", 21_000 + 6 + left)
+            assert ours == theirs, (left, value)
+
+
+@pytest.mark.parametrize(
+    "callee",
+    [push(3) + push(0) + b"\x55", push(40) + b"\x5f\xf3", push(33) + b"\x5f\xfd"],
+    ids=["writes", "returns", "reverts"],
+)
+def test_what_a_static_call_leaves_is_the_same(monkeypatch: pytest.MonkeyPatch, callee: bytes) -> None:
+    code = push(0) * 4 + push(int.from_bytes(OTHER, "big")) + push(90_000) + b"\xfa\x3d" + push(2) + b"\x55\x00"
+    ours, theirs = both(monkeypatch, code, callee, b"", 200_000)
+    assert ours == theirs
+    assert ours[0]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_WARM_SLOAD", 101), ("_COLD_SLOAD", 2000), ("_MAX", (1 << 255) - 1), ("_STACK_MAX", 1025), ("_STACK_MAX", 5)],
-)
+    [("_WARM_SLOAD", 101), ("_COLD_SLOAD", 2000), ("_MAX", (1 << 255) - 1), ("_STACK_MAX", 1025), ("_STACK_MAX", 5),
+     ("_STIPEND", 2_299), ("_STIPEND", 2_301), ("_SET", 19_999), ("_RESET", 2_901), ("_CLEARS", 4_799)],
+)  # fmt: skip
 def test_a_planted_mistake_is_found(monkeypatch: pytest.MonkeyPatch, name: str, value: int) -> None:
     monkeypatch.setattr(interpreter, name, value)
     with pytest.raises(AssertionError):
         _everything(monkeypatch)
 
 
-@pytest.mark.parametrize("instruction", [0x01, 0x10, 0x1B, 0x35, 0x50, 0x51, 0x52, 0x57, 0x5B, 0x60, 0x80, 0x90])
+@pytest.mark.parametrize(
+    "instruction",
+    [0x01, 0x10, 0x1B, 0x35, 0x37, 0x39, 0x3D, 0x42, 0x50, 0x51, 0x52, 0x57, 0x5A, 0x5B, 0x5E, 0x60, 0x80, 0x90],
+)
 def test_a_wrong_price_is_found(monkeypatch: pytest.MonkeyPatch, instruction: int) -> None:
     costs = list(interpreter._COSTS)
     costs[instruction] += 1
@@ -212,6 +248,9 @@ def test_a_wrong_price_is_found(monkeypatch: pytest.MonkeyPatch, instruction: in
 
 
 def _everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for slot in (1, 7):
+        test_every_way_to_write_a_slot_twice_costs_the_same(monkeypatch, slot)
+    test_a_write_ends_at_the_same_unit_of_gas(monkeypatch)
     for seed in range(SEEDS):
         test_random_programs_end_alike(monkeypatch, seed)
     for count in (1024, 1025):
