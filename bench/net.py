@@ -256,10 +256,12 @@ async def ours(parent: Connection, sends: bool, size: int) -> None:
 
 
 async def _pull(transport: Libp2pTransport, source: Address, size: int) -> None:
+    into = memoryview(bytearray(PIECE_BYTES))
     while size:
         wanted = min(size, PIECE_BYTES)
-        answer = await transport.request(source, "/piece", wanted.to_bytes(4), timeout_s=PATIENCE_S)
-        assert len(answer) == wanted
+        question = wanted.to_bytes(4)
+        answered = await transport.request_into(source, "/piece", question, into, timeout_s=PATIENCE_S)
+        assert answered == wanted
         size -= wanted
 
 

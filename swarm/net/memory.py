@@ -16,7 +16,7 @@ from swarm.encoding import Address, short
 from swarm.errors import UnavailableError
 from swarm.net.inbox import Inbox
 from swarm.net.meter import Meter
-from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
+from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, answer_into
 
 Fate: TypeAlias = Callable[[Address, Address, str, int], float | None]
 """(from, to, protocol, size in bytes) of one message or answer → its delay in seconds, or None: it is lost."""
@@ -159,6 +159,12 @@ class MemoryTransport:
         finally:
             timer.cancel()
             del self._asked[answered]
+
+    async def request_into(
+        self, member: Address, protocol: str, payload: bytes, into: memoryview, *, timeout_s: float
+    ) -> int:
+        """The size of the member's answer, which is in `into`; errors as the port says."""
+        return answer_into(await self.request(member, protocol, payload, timeout_s=timeout_s), into, member)
 
     def send(self, member: Address, protocol: str, payload: bytes) -> None:
         """Hand over a message that needs no answer, in order per member."""

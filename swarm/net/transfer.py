@@ -305,14 +305,17 @@ class _Pull:
     async def _work(self, source: Address) -> None:
         loop = asyncio.get_running_loop()
         failures, given = 0, False
+        into = memoryview(b"")
         while self._left:
             failed = False
             mine = self._take(source, loop.time())
             if mine is None:
                 await self._change()
                 continue
+            if len(into) < mine.count * CHUNK_BYTES:
+                into = memoryview(bytearray(mine.count * CHUNK_BYTES))
             try:
-                await self._fetch(mine)
+                await self._fetch(mine, into)
             except UnavailableError as error:
                 self._last = error
                 failed = True
@@ -366,22 +369,22 @@ class _Pull:
                 self._wanted.appendleft(chunk)
         self._changed.set()
 
-    async def _fetch(self, mine: _Range) -> None:
+    async def _fetch(self, mine: _Range, into: memoryview) -> None:
         partial = self._partial
         message = pack(["range", partial.digest, mine.first, mine.count])
-        data = await self._transport.request(mine.source, PROTOCOL, message, timeout_s=RANGE_S * mine.count)
-        start = mine.first * CHUNK_BYTES
-        if len(data) != min(mine.count * CHUNK_BYTES, partial.size - start):
-            raise PeerError(f"{len(data)} bytes for {mine.count} chunks", member=mine.source)
+        timeout_s = RANGE_S * mine.count
+        size = await self._transport.request_into(mine.source, PROTOCOL, message, into, timeout_s=timeout_s)
+        if size != min(mine.count * CHUNK_BYTES, partial.size - mine.first * CHUNK_BYTES):
+            raise PeerError(f"{size} bytes for {mine.count} chunks", member=mine.source)
         try:
-            await _aside(len(data), self._write, mine, data)
+            await _aside(size, self._write, mine, into[:size])
         except ValueError as error:
             raise PeerError(f"other bytes than asked for: {error}", member=mine.source) from error
         finally:
             if self._progress is not None:
                 self._progress(partial.size - self._left_bytes(), partial.size)
 
-    def _write(self, mine: _Range, data: bytes) -> None:
+    def _write(self, mine: _Range, data: memoryview) -> None:
         try:
             self._partial.write(mine.first, data)
         finally:

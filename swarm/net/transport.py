@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, TypeAlias
 
 from swarm.encoding import Address
+from swarm.errors import PeerError
 from swarm.net.meter import Meter
 
 MESSAGE_MAX_BYTES = 16 << 20
@@ -56,6 +57,18 @@ class Transport(Protocol):
             PeerError: the answer broke the protocol.
         """
 
+    async def request_into(
+        self, member: Address, protocol: str, payload: bytes, into: memoryview, *, timeout_s: float
+    ) -> int:
+        """How many bytes the member answered; they are in `into` from its beginning, which this call may write to.
+
+        Saves memory and a copy where answers are large.
+
+        Raises:
+            UnavailableError: as `request`.
+            PeerError: the answer is longer than `into`, or broke the protocol.
+        """
+
     def send(self, member: Address, protocol: str, payload: bytes) -> None:
         """Hand over a message that needs no answer, in order per member. It may be lost: nothing here retries.
 
@@ -64,3 +77,14 @@ class Transport(Protocol):
 
     def broadcast(self, protocol: str, payload: bytes) -> None:
         """`send` to every member but this one."""
+
+
+def answer_into(answer: bytes | memoryview, into: memoryview, member: Address) -> int:
+    """The size of an answer that is put into `into` unless it lies there. PeerError: it is longer."""
+    size = len(answer)
+    if isinstance(answer, memoryview):
+        return size
+    if size > len(into):
+        raise PeerError(f"{size} bytes of answer, at most {len(into)} were asked for", member=member)
+    into[:size] = answer
+    return size

@@ -124,6 +124,25 @@ def test_frames_arrive_whole_however_they_are_cut(seed: int) -> None:
     assert found == sent
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_goes_where_it_is_wanted_if_there_is_room(seed: int) -> None:
+    chance = random.Random(seed)
+    payloads = [chance.randbytes(size) for size in (70_000, 7, 70_001, 20_000, 0)]
+    reader = frames.Reader()
+    for number, payload in enumerate(payloads):
+        reader.into = into = memoryview(bytearray(70_000))
+        name = "/named" if number == 3 else ""
+        data = frames.head(Kind.ANSWER, name, len(payload)) + payload
+        found = [(bytes(frame.payload), frame.protocol, isinstance(frame.payload, memoryview))
+                 for piece in pieces(data, chance) for frame in reader.receive(memoryview(piece))]  # fmt: skip
+        assert found == [(payload, name, number < 2)]
+        assert (into[: len(payload)] == payload) == (number in (0, 1, 4))
+        assert reader.held_bytes == 0
+    reader.into = memoryview(bytearray(100))
+    assert list(reader.receive(memoryview(frames.head(Kind.ANSWER, "", 100) + bytes(50)))) == []
+    assert reader.held_bytes == 0, "the memory is the asker's"
+
+
 def test_a_frame_is_refused_by_its_length_and_not_by_its_bytes() -> None:
     too_long = struct.pack("!BBI", 0, 2, MESSAGE_MAX_BYTES + 1)
     with pytest.raises(PeerError, match="on its way"):
@@ -403,7 +422,7 @@ def tls_client(certificate: str | None, key: str | None, tmp_path_factory: pytes
         path = tmp_path_factory.mktemp("keys") / "tls.pem"
         path.write_text(key + certificate)
         context.load_cert_chain(path)
-    return TlsChannel(context, True)
+    return TlsChannel(context, True, [])
 
 
 def forged(extension: bytes | None) -> tuple[str, str]:
@@ -544,19 +563,21 @@ def test_messages_and_requests_cross_a_line_that_cuts_anywhere(
     assert one.ready
     assert two.ready
     sent: list[tuple[str, bytes]] = []
-    answers: list[tuple[bytes | None, str]] = []
+    answers: list[tuple[bytes | memoryview | None, str]] = []
     asked: list[tuple[bytes | None, str]] = []
     for _ in range(40):
-        payload = chance.randbytes(chance.choice([0, 10, 5_000]))
+        payload = chance.randbytes(chance.choice([0, 10, 5_000, 70_000]))
         one.connection.send("/vote", payload)
         sent.append(("/vote", payload))
         question = chance.choice(["/echo", "/other"])
-        two.connection.ask(question, payload, lambda answer, reason: answers.append((answer, reason)))
+        into = chance.choice([None, memoryview(bytearray(5_000))])
+        two.connection.ask(question, payload, lambda answer, reason: answers.append((answer, reason)), into)
         asked.append((payload, "") if question == "/echo" else (None, "declined: no"))
         carry(one, two, chance)
     settle(one, two, chance)
     assert two.heard == sent
-    assert sorted(answers, key=repr) == sorted(asked, key=repr)
+    found = [(None if answer is None else bytes(answer), reason) for answer, reason in answers]
+    assert sorted(found, key=repr) == sorted(asked, key=repr)
     assert not one.connection.busy
     assert not two.connection.busy
 
@@ -585,11 +606,31 @@ def test_a_stranger_may_not_send_much_before_its_key_is_proven() -> None:
         two.connection.receive(memoryview(bytes(6_000)))
 
 
+@pytest.mark.parametrize("how", ["withdrawn", "lost"])
+def test_nothing_is_written_for_who_does_not_wait_any_more(how: str) -> None:
+    """The asker may use the memory for something else at once, though the rest of the answer is read already."""
+    one, two = ends()
+    settle(one, two, random.Random(2))
+    into = memoryview(bytearray(100_000))
+    ask = one.connection.ask("/echo", b"x" * 100_000, lambda answer, reason: None, into)
+    two.connection.receive(memoryview(b"".join(iter(lambda: one.connection.outgoing(30_000), b""))))
+    sent = b"".join(iter(lambda: two.connection.outgoing(30_000), b""))
+    one.connection.receive(memoryview(sent)[:50_000])
+    written = bytes(into).count(b"x")
+    assert 0 < written < 100_000
+    if how == "withdrawn":
+        one.connection.withdraw(ask)
+    else:
+        one.connection.lost()
+    one.connection.receive(memoryview(sent)[50_000:])
+    assert bytes(into).count(b"x") == written
+
+
 def test_a_lost_connection_fails_every_request_once_and_later_ones_at_once() -> None:
     chance = random.Random(1)
     one, two = ends()
     settle(one, two, chance)
-    outcomes: list[tuple[bytes | None, str]] = []
+    outcomes: list[tuple[bytes | memoryview | None, str]] = []
     for _ in range(20):
         one.connection.ask("/echo", b"x", lambda answer, reason: outcomes.append((answer, reason)))
     one.connection.lost()

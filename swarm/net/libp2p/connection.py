@@ -8,7 +8,8 @@ time on each. What it decides it tells its `Owner`; what it wants sent it holds 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from swarm.encoding import Address, short
 from swarm.errors import PeerError
@@ -39,6 +40,10 @@ ECHOES_MAX_BYTES = 64 * 32
 _SERVED = (frames.PROTOCOL, PING, identify.PROTOCOL)
 
 
+Answered: TypeAlias = Callable[[bytes | memoryview | None, str], None]
+"""Called once with the answer, a view if it lies where it was wanted, and ""; or with None and the reason."""
+
+
 class Owner(Protocol):
     """Who a connection reports to. None of these may raise."""
 
@@ -67,12 +72,13 @@ class Owner(Protocol):
 class Ask:
     """One request on its way, until its `done` was called or it was withdrawn."""
 
-    __slots__ = ("done", "head", "payload")
+    __slots__ = ("done", "head", "into", "payload")
 
-    def __init__(self, head: bytes, payload: bytes, done: Done) -> None:
+    def __init__(self, head: bytes, payload: bytes, done: Answered, into: memoryview | None) -> None:
         self.head = head
         self.payload = payload
         self.done = done
+        self.into = into
 
 
 class _Outward:
@@ -139,6 +145,8 @@ class Connection:
         self._serves = (*_SERVED, *pipes)
         self._pipes: set[Pipe] = set()
         self._gone = False
+        self._unchecked = 0
+        """Bytes that came since it was looked how much is held."""
         self._negotiation = self._negotiate(security.PROTOCOLS, self._clear)
 
     # What the shell does
@@ -247,9 +255,13 @@ class Connection:
         """Queue a message; when the queue is full the oldest goes."""
         self._messages.add(protocol, payload)
 
-    def ask(self, protocol: str, payload: bytes, done: Done) -> Ask:
-        """Queue a request; `done` is called once unless it is withdrawn before."""
-        ask = Ask(frames.head(Kind.REQUEST, protocol, len(payload)), payload, done)
+    def ask(self, protocol: str, payload: bytes, done: Answered, into: memoryview | None = None) -> Ask:
+        """Queue a request; `done` is called once unless it is withdrawn before.
+
+        Args:
+            into: where the answer goes if it has room: `done` gets a view of it. Nothing is written there afterwards.
+        """
+        ask = Ask(frames.head(Kind.REQUEST, protocol, len(payload)), payload, done, into)
         if self._gone:
             done(None, "the connection was lost")
         elif len(self._active) < REQUESTS_MAX:
@@ -327,7 +339,7 @@ class Connection:
             data = memoryview(self._negotiation.rest)
         for what, stream, part in self._session.receive(data):
             if what is What.DATA:
-                if stream is not None and not stream.gone:
+                if stream is not None and not stream.gone and not self._gone:
                     self._stream_data(stream, part)
             elif what is What.OPENED:
                 if stream is not None:
@@ -338,6 +350,10 @@ class Connection:
                 self._owner.leaving(self)
             elif stream is not None:
                 self._stream_over(stream, what)
+        self._unchecked += len(data)
+        if self._unchecked >= HELD_MAX_BYTES // 64:
+            self._bound_held()
+            self._unchecked = 0
 
     # Streams
 
@@ -345,19 +361,18 @@ class Connection:
         owner = stream.owner
         if isinstance(owner, _Inward):
             self._inward(stream, owner, data)
-            self._bound_held(owner.reader)
         elif isinstance(owner, _Outward):
             self._outward(stream, owner, data)
-            self._bound_held(owner.reader)
         elif isinstance(owner, Pipe):
             owner.take(data)
 
-    def _bound_held(self, reader: frames.Reader) -> None:
-        if reader.held_bytes < HELD_MAX_BYTES // 64:
-            return  # all streams together stay below it
+    def _bound_held(self) -> None:
         assert self._session is not None
-        owners = (stream.owner for stream in self._session.all())
-        held = sum(owner.reader.held_bytes for owner in owners if isinstance(owner, _Inward | _Outward))
+        held = 0
+        for stream in self._session.all():
+            owner = stream.owner
+            if isinstance(owner, _Inward | _Outward):
+                held += owner.reader.held_bytes
         if held > HELD_MAX_BYTES:
             raise PeerError(f"{held} bytes of unfinished messages, at most {HELD_MAX_BYTES} are kept")
 
@@ -391,13 +406,13 @@ class Connection:
             return
         for frame in owner.reader.receive(data):
             if frame.kind is Kind.MESSAGE:
-                self._owner.message(self, frame.protocol, frame.payload)
+                self._owner.message(self, frame.protocol, bytes(frame.payload))
             elif frame.kind is Kind.REQUEST and stream.queued > UNREAD_MAX_BYTES:
                 raise PeerError("a stream brings a request, and the last answer was not read")
             elif frame.kind is Kind.REQUEST and not owner.answering:
                 owner.answering = True
                 self._answering += 1
-                self._owner.request(self, frame.protocol, frame.payload, self._answerer(stream, owner))
+                self._owner.request(self, frame.protocol, bytes(frame.payload), self._answerer(stream, owner))
             else:
                 raise PeerError("a stream brings a request before the last one is answered, or an answer to none")
 
@@ -449,14 +464,14 @@ class Connection:
             data = memoryview(owner.negotiation.rest)
             owner.negotiation = None
         for frame in owner.reader.receive(data):
-            ask, owner.ask = owner.ask, None
+            ask, owner.ask, owner.reader.into = owner.ask, None, None
             if ask is None or frame.kind not in (Kind.ANSWER, Kind.DECLINED):
                 raise PeerError(f"{frame.kind.name} arrived on a stream that waits for none", evidence=frame[:2])
             self._released(ask, stream)
             if frame.kind is Kind.ANSWER:
                 ask.done(frame.payload, "")
             else:
-                ask.done(None, "declined: " + frame.payload.decode(errors="replace"))
+                ask.done(None, "declined: " + bytes(frame.payload).decode(errors="replace"))
 
     def _stream_over(self, stream: Stream, what: What) -> None:
         """The other side ended or reset a stream: frames' streams are kept open, so both mean that it is gone."""
@@ -490,7 +505,7 @@ class Connection:
         assert session is not None
         stream = self._idle.pop() if self._idle else self._open_stream(urgent=False)
         assert isinstance(stream.owner, _Outward)
-        stream.owner.ask = ask
+        stream.owner.ask, stream.owner.reader.into = ask, ask.into
         self._active[ask] = stream
         session.write(stream, ask.head)
         session.write(stream, ask.payload)

@@ -37,7 +37,8 @@ class Frame(NamedTuple):
     kind: Kind
     protocol: str
     """Empty for answers."""
-    payload: bytes
+    payload: bytes | memoryview
+    """A view of the place that was named for it, or bytes."""
 
 
 def head(kind: Kind, protocol: str, size_bytes: int) -> bytes:
@@ -52,23 +53,27 @@ class Reader:
     """Cuts what arrives on one stream into frames; holds at most one unfinished frame."""
 
     def __init__(self) -> None:
+        self.into: memoryview | None = None
+        """Where the payload of the next answer goes, if there is room for it."""
         self._head = bytearray()
         self._kind = Kind.MESSAGE
         self._name_size = 0
         self._size = 0
         self._left = 0
         """Bytes of name and payload still to come."""
-        self._parts: list[bytes | memoryview] = []
+        self._direct: memoryview | None = None
+        """Where the payload that is on its way goes."""
+        self._parts: list[bytes] = []
         self._small = bytearray()
         self._names: dict[bytes, str] = {}
 
     @property
     def held_bytes(self) -> int:
-        """What has come of a frame that is not whole."""
-        return self._size - self._left if self._left else 0
+        """What is kept here of a frame that is not whole."""
+        return self._size - self._left if self._left and self._direct is None else 0
 
     def receive(self, data: memoryview) -> Iterator[Frame]:
-        """The frames that are whole now. Views of `data` are kept for the others: nothing may be written into it.
+        """The frames that are whole now; of `data` nothing is kept.
 
         Raises:
             PeerError: an unknown kind, a name that is no text, or a frame longer than a message may be.
@@ -87,7 +92,7 @@ class Reader:
                         return
                     self._read_head(self._head, 0)
                     self._head.clear()
-                if size - position >= self._left:
+                if self._direct is None and size - position >= self._left:
                     end = position + self._left
                     self._left = 0
                     yield self._frame(data[position:end])
@@ -98,20 +103,30 @@ class Reader:
             position += taken
             self._left -= taken
             if not self._left:
-                whole = b"".join((*self._parts, self._small))
-                self._parts.clear()
-                self._small.clear()
-                yield self._frame(whole)
+                yield self._kept()
 
     def _keep(self, part: memoryview) -> None:
-        """A view costs more than few bytes do, so small parts are gathered first."""
+        """Small parts are gathered first: an object of its own costs more than few bytes do."""
+        if self._direct is not None:
+            start = self._size - self._left
+            self._direct[start : start + len(part)] = part
+            return
         if len(part) < _SMALL_BYTES:
             self._small += part
             return
         if self._small:
             self._parts.append(bytes(self._small))
             self._small.clear()
-        self._parts.append(part)
+        self._parts.append(bytes(part))
+
+    def _kept(self) -> Frame:
+        if self._direct is not None:
+            payload, self._direct = self._direct, None
+            return Frame(self._kind, "", payload)
+        whole = b"".join((*self._parts, self._small))
+        self._parts.clear()
+        self._small.clear()
+        return self._frame(whole)
 
     def _read_head(self, data: bytearray | memoryview, position: int) -> None:
         kind, name_size, payload_size = _HEAD.unpack_from(data, position)
@@ -121,6 +136,9 @@ class Reader:
             raise PeerError(f"a message of {payload_size} bytes is on its way, at most {MESSAGE_MAX_BYTES} are read")
         self._kind, self._name_size = _KINDS[kind], name_size
         self._size = self._left = name_size + payload_size
+        into = self.into
+        if into is not None and kind == Kind.ANSWER and not name_size and 0 < payload_size <= len(into):
+            self._direct = into[:payload_size]
 
     def _frame(self, body: bytes | memoryview) -> Frame:
         # Of a whole `bytes` the whole slice is itself: a large answer has no name and is not copied again.

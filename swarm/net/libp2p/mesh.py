@@ -18,7 +18,7 @@ from swarm.errors import ConfigError, PeerError
 from swarm.identity import checksum
 from swarm.net.inbox import Done
 from swarm.net.libp2p.circuit import Answer
-from swarm.net.libp2p.connection import Ask, Connection
+from swarm.net.libp2p.connection import Answered, Ask, Connection
 from swarm.net.libp2p.dialling import Place, cannot_listen, peer_id_in, places_of
 from swarm.net.libp2p.hop import HOP, STOP
 from swarm.net.libp2p.keeper import HANDSHAKE_S, Keeper, Peer
@@ -173,8 +173,14 @@ class Mesh:
         for member in self._peers:
             self.send(member, protocol, payload)
 
-    def ask(self, member: Address, protocol: str, payload: bytes, done: Done) -> tuple[Wire, Ask] | None:
-        """Send a request; `done` hears the outcome once. What `withdraw` takes, if it is under way."""
+    def ask(
+        self, member: Address, protocol: str, payload: bytes, done: Answered, into: memoryview | None = None
+    ) -> tuple[Wire, Ask] | None:
+        """Send a request; `done` hears the outcome once. What `withdraw` takes, if it is under way.
+
+        Args:
+            into: where the answer goes if it has room; until `done` was called or the request is withdrawn.
+        """
         peer = self._peers.get(member)
         wire = peer.current() if peer is not None else None
         if wire is None:
@@ -183,11 +189,11 @@ class Mesh:
         traffic = self.meter.of(member)
         traffic.requests += 1
 
-        def counted(answer: bytes | None, reason: str) -> None:
+        def counted(answer: bytes | memoryview | None, reason: str) -> None:
             traffic.requests_failed += answer is None
             done(answer, reason)
 
-        ask = wire.connection.ask(protocol, payload, counted)
+        ask = wire.connection.ask(protocol, payload, counted, into)
         wire.flush_soon()
         return wire, ask
 

@@ -28,7 +28,7 @@ class Pace:
 
     def wait_s(self, now_s: float) -> float:
         """How long bulk has to wait; 0.0 where it may go."""
-        if self._bytes_s is None:
+        if self._bytes_s is None or self._credit >= 0:
             return 0.0
         self._refill(now_s, self._bytes_s)
         return max(-self._credit / self._bytes_s, 0.0)

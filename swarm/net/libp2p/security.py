@@ -43,7 +43,8 @@ PROTOCOLS = (TLS, NOISE)
 logging.getLogger("libp2p.security.noise.messages").setLevel(logging.CRITICAL)
 
 _RECORD_BYTES = 16 << 10
-_PLAIN_BYTES = 256 << 10
+_PLAIN_BYTES = (256 << 10) + _RECORD_BYTES
+"""What one read of a socket brings, decrypted, and the record that the one before it began."""
 _NOISE_MAX = 65535
 _NOISE_PLAIN_MAX = _NOISE_MAX - 16
 
@@ -57,7 +58,7 @@ class Channel(Protocol):
     """Its PeerID, from then on."""
 
     def receive(self, data: memoryview) -> Iterator[memoryview]:
-        """Plain bytes; the views may be kept. PeerError: the handshake or a record is wrong."""
+        """Plain bytes; each view holds until the next is asked for. PeerError: the handshake or a record is wrong."""
 
     def write(self, data: bytes) -> None:
         """Encrypt, once the handshake is done."""
@@ -78,57 +79,60 @@ class Credentials:
         certificate, key = generate_certificate(self.keys.private_key, _template())
         self._server = _context(certificate, key, server=True)
         self._client = _context(certificate, key, server=False)
+        self._spaces: list[memoryview] = []
 
     def channel(self, protocol: str, *, dialled: bool) -> Channel:
         """A channel that speaks `protocol`."""
         if protocol == TLS:
-            return TlsChannel(self._client if dialled else self._server, dialled)
+            return TlsChannel(self._client if dialled else self._server, dialled, self._spaces)
         return NoiseChannel(self, dialled)
 
 
 class TlsChannel:
-    """TLS 1.3 with certificates that carry the libp2p key."""
+    """TLS 1.3 with certificates that carry the libp2p key.
 
-    def __init__(self, context: ssl.SSLContext, dialled: bool) -> None:
+    Args:
+        spaces: where plain bytes are put before they are used up; all connections of a node take turns. A relayed one
+            is read while the one that it lies in is, so there are as many as connections lie in each other.
+    """
+
+    def __init__(self, context: ssl.SSLContext, dialled: bool, spaces: list[memoryview]) -> None:
         self.remote: Address | None = None
         self.peer_id = ""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_side=not dialled)
+        self._spaces = spaces
         self._handshake()
 
     def receive(self, data: memoryview) -> Iterator[memoryview]:
         self._incoming.write(data)
+        spaces = self._spaces
+        space = spaces.pop() if spaces else memoryview(bytearray(_PLAIN_BYTES))
         try:
             if self.remote is None and not self._handshake():
                 return
-            while self._incoming.pending or self._ssl.pending():
-                plain = self._read()
-                if not plain:
-                    return
-                yield plain
+            size = len(space)
+            while size == len(space) and (size := self._read_into(space)):
+                yield space[:size]
         except ssl.SSLError as error:
             raise PeerError(f"TLS: {error.reason or error}") from error
+        finally:
+            spaces.append(space)
 
-    def _read(self) -> memoryview:
-        """What is decrypted in one go; empty if a record is not whole. One call of OpenSSL gives one record."""
+    def _read_into(self, space: memoryview) -> int:
+        """How many bytes are decrypted in one go; 0 if no record is whole. One call of OpenSSL gives one record."""
         tls, incoming = self._ssl, self._incoming
+        size, room = 0, len(space)
         try:
-            if incoming.pending <= _RECORD_BYTES:
-                return memoryview(tls.read(_RECORD_BYTES))
-        except ssl.SSLWantReadError:
-            return memoryview(b"")
-        plain = memoryview(bytearray(min(incoming.pending + _RECORD_BYTES, _PLAIN_BYTES)))
-        size = 0
-        try:
-            while size < len(plain) and (incoming.pending or tls.pending()):
-                count = int(tls.read(len(plain) - size, plain[size:]))
+            while size < room and (incoming.pending or tls.pending()):
+                count = int(tls.read(room - size, space[size:]))
                 if not count:
                     break
                 size += count
         except ssl.SSLWantReadError:
             pass
-        return plain[:size]
+        return size
 
     def write(self, data: bytes) -> None:
         count, size = 0, len(data)

@@ -42,7 +42,9 @@ class Shares:
 
     def wait_s(self, now_s: float) -> float:
         """How long nothing is to be read from it; 0.0 where it may go on."""
-        longest_s = max(pace.wait_s(now_s) for pace in (self._frames, *self._messages.values()))
+        longest_s = self._frames.wait_s(now_s)
+        for pace in self._messages.values():
+            longest_s = max(longest_s, pace.wait_s(now_s))
         return min(longest_s, WAIT_MAX_S)
 
 

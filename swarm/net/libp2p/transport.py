@@ -15,7 +15,7 @@ from swarm.net.libp2p.mesh import Mesh
 from swarm.net.libp2p.pace import Pace
 from swarm.net.libp2p.security import Credentials
 from swarm.net.meter import Meter
-from swarm.net.transport import MESSAGE_MAX_BYTES, Handler
+from swarm.net.transport import MESSAGE_MAX_BYTES, Handler, answer_into
 
 PING_S = 15.0
 
@@ -94,12 +94,25 @@ class Libp2pTransport:
 
     async def request(self, member: Address, protocol: str, payload: bytes, *, timeout_s: float) -> bytes:
         """The member's answer; errors as the port says."""
+        answer = await self._answer(member, protocol, payload, None, timeout_s)
+        return answer if isinstance(answer, bytes) else bytes(answer)
+
+    async def request_into(
+        self, member: Address, protocol: str, payload: bytes, into: memoryview, *, timeout_s: float
+    ) -> int:
+        """The size of the member's answer, which is in `into`; errors as the port says."""
+        answer = await self._answer(member, protocol, payload, into, timeout_s)
+        return answer_into(answer, into, member)
+
+    async def _answer(
+        self, member: Address, protocol: str, payload: bytes, into: memoryview | None, timeout_s: float
+    ) -> bytes | memoryview:
         _check_size(payload)
         loop = asyncio.get_running_loop()
-        answered: asyncio.Future[bytes] = loop.create_future()
+        answered: asyncio.Future[bytes | memoryview] = loop.create_future()
         ended = False
 
-        def done(answer: bytes | None, reason: str) -> None:
+        def done(answer: bytes | memoryview | None, reason: str) -> None:
             nonlocal ended
             ended = True
             if answered.done():
@@ -114,7 +127,7 @@ class Libp2pTransport:
                 reason = f"no answer in {timeout_s:g} s"
                 answered.set_exception(UnavailableError(f"{protocol} at {short(member)}: {reason}"))
 
-        asked = self._mesh.ask(member, protocol, payload, done)
+        asked = self._mesh.ask(member, protocol, payload, done, into)
         timer = loop.call_later(timeout_s, late)
         try:
             return await answered
