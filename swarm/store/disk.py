@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from pathlib import Path
 from swarm.encoding import Digest
 from swarm.errors import StorageError
 from swarm.merkle import CHUNK_BYTES, leaf
+
+log = logging.getLogger(__name__)
 
 _WAYS_OUT = {
     errno.ENOSPC: "the disk is full; free space or move the site's `folder` to another disk",
@@ -47,6 +50,16 @@ def write_whole(path: Path, pieces: Iterable[bytes | memoryview], *, sync: bool)
         return size
     finally:
         os.close(descriptor)
+
+
+def linked(path: Path, second: Path) -> bool:
+    """Whether `second` is another name of the file now; on another disk, say, there can be none."""
+    try:
+        os.link(path, second)
+    except OSError as error:
+        log.debug("%s is copied: %s", path, error)
+        return False
+    return True
 
 
 @contextmanager

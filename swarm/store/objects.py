@@ -14,7 +14,7 @@ from pathlib import Path
 from swarm.encoding import Digest, short
 from swarm.errors import StorageError, UnavailableError
 from swarm.merkle import CHUNK_BYTES, chunk_count, chunks_of, leaf, root
-from swarm.store.disk import chunks_of_file, disk, noting_leaves, opened, read_at, sync_path, write_whole
+from swarm.store.disk import chunks_of_file, disk, linked, noting_leaves, opened, read_at, sync_path, write_whole
 from swarm.store.partial import Partial
 from swarm.store.pins import Pins
 from swarm.store.places import (
@@ -25,9 +25,8 @@ from swarm.store.places import (
     object_place,
     objects_in,
     part_place,
-    read_leaves,
 )
-from swarm.store.soundness import Checked, set_aside
+from swarm.store.soundness import Checked, leaves_beside, leaves_of_bytes, set_aside
 from swarm.store.spares import Spares
 
 log = logging.getLogger(__name__)
@@ -106,11 +105,8 @@ class Store:
             known = self._leaves.get(digest)
         if known is not None:
             return known
-        try:
-            found_size, found = read_leaves(leaves_place(self._place(digest)))
-            if found_size != size or root(found, size) != digest:
-                raise ValueError("the leaves are not this object's")
-        except (OSError, ValueError):
+        found = leaves_beside(self._place(digest), digest, size)
+        if found is None:
             found = self._hash_again(digest, size)
         with self._lock:
             if digest in self._sizes:
@@ -198,7 +194,8 @@ class Store:
         with disk(path):
             if move and path.stat().st_dev == self.folder.stat().st_dev:
                 return self._adopt(path, leaves, sync=sync)
-            if share and (second := self._second_name(path)) is not None:
+            second = self.scratch()
+            if share and linked(path, second):
                 try:
                     return self._adopt(second, leaves, sync=sync, successor=successor)
                 finally:
@@ -357,16 +354,6 @@ class Store:
                 raise ValueError(f"the file had {size} bytes, then changed while it was read")
             return self._keep(fresh, size, leaves)
 
-    def _second_name(self, path: Path) -> Path | None:
-        """Another name of the file, on the store's own disk; None where there can be none."""
-        second = self.scratch()
-        try:
-            os.link(path, second)
-        except OSError as error:
-            log.debug("%s is copied: %s", path, error)
-            return None
-        return second
-
     def _adopt(
         self, path: Path, leaves: Sequence[Digest] | None, *, sync: bool, successor: Path | None = None
     ) -> Digest:
@@ -524,13 +511,8 @@ class Store:
     def _hash_again(self, digest: Digest, size: int) -> tuple[Digest, ...]:
         """The leaves from the bytes, where the file of leaves is lost or damaged."""
         place = self._place(digest)
-        try:
-            with opened(place) as descriptor:
-                found = tuple(leaf(chunk) for chunk in chunks_of_file(descriptor))
-            sound = root(found, size) == digest
-        except (OSError, ValueError):
-            sound = False
-        if not sound:
+        found = leaves_of_bytes(place, digest, size)
+        if found is None:
             self._set_aside(digest)
             raise UnavailableError(f"object {short(digest)} was damaged on disk and is set aside; fetch it again")
         with disk(place):

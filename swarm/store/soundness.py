@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from swarm.encoding import Digest
-from swarm.merkle import CHUNK_BYTES, chunk_count, leaf
-from swarm.store.disk import opened, read_at
+from swarm.merkle import CHUNK_BYTES, chunk_count, leaf, root
+from swarm.store.disk import chunks_of_file, opened, read_at
+from swarm.store.places import leaves_place, read_leaves
 
 # Enough to look at what a disk did; more would fill it with what nobody reads.
 DAMAGED_KEPT = 4
@@ -56,6 +57,25 @@ class Checked:
                     return False
                 flags[index] = 1
         return True
+
+
+def leaves_beside(place: Path, digest: Digest, size: int) -> tuple[Digest, ...] | None:
+    """The leaves that are written beside an object; None if they are not its own or cannot be read."""
+    try:
+        found_size, found = read_leaves(leaves_place(place))
+        return found if found_size == size and root(found, size) == digest else None
+    except (OSError, ValueError):
+        return None
+
+
+def leaves_of_bytes(place: Path, digest: Digest, size: int) -> tuple[Digest, ...] | None:
+    """The leaves of an object's file; None if it is not the object or cannot be read."""
+    try:
+        with opened(place) as descriptor:
+            found = tuple(leaf(chunk) for chunk in chunks_of_file(descriptor))
+        return found if root(found, size) == digest else None
+    except (OSError, ValueError):
+        return None
 
 
 def set_aside(place: Path, folder: Path, name: str) -> None:
