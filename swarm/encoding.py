@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeAlias, Union
 
-from eth_hash.auto import keccak as _keccak
+import sha3
 
 Address: TypeAlias = bytes
 """20 bytes: the last 20 of the Keccak-256 of an uncompressed secp256k1 public key."""
@@ -34,7 +34,8 @@ ITEMS_MAX = 1 << 18
 
 def keccak256(data: bytes) -> Digest:
     """The ledger's hash."""
-    return bytes(_keccak(data))
+    digest: bytes = sha3.keccak_256(data).digest()
+    return digest
 
 
 def sha256(data: bytes) -> Digest:

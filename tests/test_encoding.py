@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import rlp
+from Crypto.Hash import keccak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -283,3 +284,10 @@ def test_the_wrong_number_of_bytes_is_refused() -> None:
 def test_hashes_are_the_published_ones() -> None:
     assert keccak256(b"").hex() == "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
     assert sha256(b"abc").hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_another_library_hashes_the_same_at_every_length_around_a_block() -> None:
+    """Keccak-256 takes 136 bytes at a time."""
+    data = bytes(range(256)) * 3
+    for size in (*range(0, 140), *range(270, 275), 700):
+        assert keccak256(data[:size]) == keccak.new(data=data[:size], digest_bits=256).digest(), size

@@ -36,7 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # Each outside package and the files or folders that may import it: its doors.
 DOORS: dict[str, tuple[str, ...]] = {
     "eth": ("swarm/ledger/evm.py",),
-    "eth_hash": ("swarm/encoding.py",),
+    "sha3": ("swarm/encoding.py",),
     "eth_keys": ("swarm/identity.py",),
     "eth_account": ("swarm/identity.py", "swarm/ledger"),
     "py_ecc": ("swarm/identity.py",),

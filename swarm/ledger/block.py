@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import rlp
-
 from swarm.encoding import Address, Digest, Unpacked, data_of, keccak256, list_of, number, pack, short, unpack
 from swarm.identity import recover
 from swarm.ledger.trie import ordered_root
@@ -55,7 +53,7 @@ class Header:
     hash: Digest = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hash", keccak256(rlp.encode(self.fields())))
+        object.__setattr__(self, "hash", keccak256(pack(self.fields())))
 
     def fields(self) -> list[bytes]:
         """The 20 fields in Ethereum's order."""
@@ -139,7 +137,7 @@ class Transaction:
             y_parity = number(parity)
             if y_parity not in (0, 1):
                 raise ValueError("y_parity is 0 or 1")
-            signed = bytes([kind]) + rlp.encode(parts[:-3])
+            signed = bytes([kind]) + pack(parts[:-3])
             fees, accesses = (fee[-1], fee[0]), list_of(access)
         else:
             raise ValueError(f"transactions of type {kind} are not taken; 0, 1 and 2 are")
@@ -190,7 +188,7 @@ class Receipt:
 
     def encode(self) -> bytes:
         """The consensus encoding, whose trie's root stands in the header."""
-        body = rlp.encode(
+        body = pack(
             [
                 b"\x01" if self.succeeded else b"",
                 _big(self.gas_used_total),
@@ -198,7 +196,7 @@ class Receipt:
                 [[log.address, list(log.topics), log.data] for log in self.logs],
             ]
         )
-        return bytes([self.kind]) + bytes(body) if self.kind else bytes(body)
+        return bytes([self.kind]) + body if self.kind else body
 
 
 def encode_receipts(receipts: Sequence[Receipt]) -> bytes:
@@ -254,8 +252,8 @@ def bloom_of(logs: Sequence[Log]) -> bytes:
 def encode_block(header: Header, transactions: Sequence[bytes]) -> bytes:
     """The RLP of a block whose transactions have these raw bytes."""
     # A legacy transaction is a list already, each other one is a string in the list.
-    items = b"".join(raw if raw[0] >= 0xC0 else rlp.encode(raw) for raw in transactions)
-    body: bytes = rlp.encode(header.fields()) + _list_head(len(items)) + items + b"\xc0\xc0"
+    items = b"".join(raw if raw[0] >= 0xC0 else pack(raw) for raw in transactions)
+    body = pack(header.fields()) + _list_head(len(items)) + items + b"\xc0\xc0"
     return _list_head(len(body)) + body
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-import rlp
-
-from swarm.encoding import Digest
+from swarm.encoding import Digest, data_of, list_of, unpack
 from swarm.ledger.block import EMPTY_CODE_HASH, EMPTY_TRIE_ROOT
 from swarm.ledger.trie import Node, Nodes, path_of
 
@@ -63,6 +61,6 @@ def _children(place: bytes, nodes: Nodes, writes: Mapping[bytes, bytes], child: 
         return {place + step: node[1]}
     if _STORAGE in place:
         return {}
-    _, _, storage_root, code_hash = rlp.decode(node[1])
+    _, _, storage_root, code_hash = map(data_of, list_of(unpack(node[1], max_bytes=len(node[1])), size=4))
     found = {place + step + _STORAGE: storage_root, place + step + _CODE: code_hash}
     return {at: digest for at, digest in found.items() if digest not in (EMPTY_TRIE_ROOT, EMPTY_CODE_HASH)}

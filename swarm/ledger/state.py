@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import rlp
 
-from swarm.encoding import Address, Digest, keccak256
+from swarm.encoding import Address, Digest, keccak256, pack
 from swarm.ledger.block import EMPTY_CODE_HASH, EMPTY_TRIE_ROOT
 from swarm.ledger.pruning import replaced
 from swarm.ledger.trie import Nodes
@@ -305,7 +305,7 @@ class State:
         for (address, slot), value in self.slots.items():
             if value != base.slot(address, slot):
                 digest = keccak256(slot.to_bytes(32, "big"))
-                encoded = rlp.encode(value.to_bytes((value.bit_length() + 7) // 8, "big")) if value else b""
+                encoded = pack(value) if value else b""
                 changed_slots.setdefault(address, {})[digest] = encoded
         accounts = dict(self.accounts)
         for address, slots in changed_slots.items():
@@ -325,13 +325,4 @@ class State:
 
 def _encode_account(account: Account) -> bytes:
     nonce, balance, storage_root, code_hash = account
-    return bytes(
-        rlp.encode(
-            [
-                nonce.to_bytes((nonce.bit_length() + 7) // 8, "big"),
-                balance.to_bytes((balance.bit_length() + 7) // 8, "big"),
-                storage_root,
-                code_hash,
-            ]
-        )
-    )
+    return pack([nonce, balance, storage_root, code_hash])

@@ -11,7 +11,7 @@ from typing import Any
 
 import rlp
 
-from swarm.encoding import Digest, keccak256
+from swarm.encoding import Digest, keccak256, pack
 
 Node = list[Any]
 _EMPTY_ROOT = keccak256(b"\x80")
@@ -199,7 +199,7 @@ class Nodes:
 
 def ordered_root(values: Sequence[bytes]) -> Digest:
     """The root of the trie from RLP-encoded position to value: of a block's transactions, or its receipts."""
-    changes = {bytes(rlp.encode(index)): value for index, value in enumerate(values)}
+    changes = {pack(index): value for index, value in enumerate(values)}
     return Nodes(lambda _: None).update(_EMPTY_ROOT, changes, {})
 
 
