@@ -199,13 +199,16 @@ def test_a_file_that_has_another_name_stays_as_it_is(tmp_path: Path) -> None:
     """Training's own file, say, or a backup made of links."""
     store, path = make(tmp_path), tmp_path / "update"
     path.write_bytes(some(1))
+    path.chmod(0o644)
     store.put_file(path, share=True)
     store.put(some(2))
     assert path.read_bytes() == some(1)
     again = store.put_file(path, share=True)
     path.unlink()
     with inode_of(store.path(again)) as inode:
-        assert store.path(store.put(some(3))).stat().st_ino == inode, "its other name is gone"
+        taken = store.path(store.put(some(3))).stat()
+        assert taken.st_ino == inode, "its other name is gone"
+        assert taken.st_mode & 0o777 == 0o600, "and who might read what training wrote may not read others' updates"
 
 
 @pytest.mark.parametrize("refused", [OSError(11, "somebody has it open"), OSError(22, "no leases here")])
