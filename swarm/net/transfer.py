@@ -65,9 +65,11 @@ def serve_objects(transport: Transport, store: Store, may_read: Callable[[Addres
             raise UnavailableError(f"object {short(digest)} is not here")
         size = store.size(digest)
         if what == b"describe" and len(rest) == 1:
-            leaves = b"".join(await _aside(size, store.leaves, digest))
+            leaves = store.known_leaves(digest)
+            if leaves is None:
+                leaves = await _aside(size, store.leaves, digest)
             inline = store.read(digest, 0, size) if size <= INLINE_MAX_BYTES else b""
-            return pack([size, leaves, inline])
+            return pack([size, b"".join(leaves), inline])
         if what == b"range" and len(rest) == 3:
             first, count = number(rest[1]), number(rest[2])
             if not 1 <= count <= RANGE_MAX or first + count > chunk_count(size):

@@ -100,11 +100,10 @@ class Store:
 
     def leaves(self, digest: Digest) -> tuple[Digest, ...]:
         """The Merkle leaves of an object, checked against its digest; UnavailableError if it is not here."""
-        size = self.size(digest)
-        with self._lock:
-            known = self._leaves.get(digest)
+        known = self.known_leaves(digest)
         if known is not None:
             return known
+        size = self.size(digest)
         found = leaves_beside(self._place(digest), digest, size)
         if found is None:
             found = self._hash_again(digest, size)
@@ -112,6 +111,11 @@ class Store:
             if digest in self._sizes:
                 self._leaves[digest] = found
         return found
+
+    def known_leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
+        """The same if this process has them in memory: the disk is not asked."""
+        with self._lock:
+            return self._leaves.get(digest)
 
     def path(self, digest: Digest) -> Path:
         """The file of an object, for reading only; every byte was checked. It stays while the object is pinned.
