@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from swarm.encoding import Address
 from swarm.net.libp2p import Libp2pTransport, connection
 from swarm.net.libp2p.dialling import places_of
+from swarm.net.libp2p.frames import Reader
 from swarm.net.libp2p.shares import (
     CONNECTIONS_S,
     CONNECTIONS_SAVED_S,
@@ -156,6 +158,26 @@ async def test_messages_that_never_end_are_bounded_together(monkeypatch: pytest.
         await siege.attack(MEMBERS["unfinished messages"], patience_s=20)
         assert memory() - before < 40 << 20
         await siege.echo()
+
+
+async def test_what_came_of_a_message_goes_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long something else keeps the connection: megabytes of each would wait for the garbage collector."""
+    monkeypatch.setattr(connection, "HELD_MAX_BYTES", 16 << 20)
+    async with besieged() as siege:
+        attacking = asyncio.create_task(siege.attack(MEMBERS["unfinished messages"], patience_s=20))
+        peer = siege.a._mesh._peers[identity(3).address]
+        await until(lambda: bool(peer.wires) and len(_readers(peer.wires[0].connection)) == 16)
+        wire = peer.wires[0]
+        readers = _readers(wire.connection)
+        await until(lambda: wire not in peer.wires)
+        await until(lambda: not any(reader() for reader in readers))
+        await attacking
+    assert not wire.connection.open
+
+
+def _readers(one: connection.Connection) -> list[weakref.ref[Reader]]:
+    streams = one._session.all() if one._session is not None else ()
+    return [weakref.ref(stream.owner.reader) for stream in streams if isinstance(stream.owner, connection._Inward)]
 
 
 async def test_a_member_that_comes_and_goes_faster_than_its_connections_end_hangs_nothing() -> None:

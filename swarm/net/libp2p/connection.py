@@ -248,6 +248,10 @@ class Connection:
         for pipe in tuple(self._pipes):
             pipe.lose("the connection was lost")
         self._pipes.clear()
+        # Something may know of the connection for a while: not of the megabytes that came over it or were to leave.
+        self._messages = Backlog()
+        if self._session is not None:
+            self._session.drop()
 
     # What members say to each other
 

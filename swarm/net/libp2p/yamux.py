@@ -149,6 +149,14 @@ class Session:
             self._put(_WINDOW, _RST, stream.id, 0)
             self._forget(stream)
 
+    def drop(self) -> None:
+        """Nothing comes or leaves any more: every stream is gone, with what its owner holds."""
+        for stream in tuple(self._streams.values()):
+            self._forget(stream)
+            stream.owner = None
+        self._urgent.clear()
+        self._bulk.clear()
+
     def all(self) -> Iterator[Stream]:
         """The streams that are not gone."""
         return iter(self._streams.values())
