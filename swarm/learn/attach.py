@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_MAX_BYTES = 16 << 20
 """A policy has 64 KiB at most; far above what a node answers, far below what memory holds."""
-PAUSE_MIN_S, PAUSE_MAX_S = 0.05, 0.25
+PAUSE_MIN_S, PAUSE_MAX_S = 0.02, 0.1
 """A look at a socket on the same machine costs nothing, and training starts when its node does."""
 WORKED_S = 2.0
 """A request that failed after so long was worked on: this is another failure than the one before."""
