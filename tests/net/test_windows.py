@@ -6,7 +6,16 @@ from collections import deque
 
 import pytest
 
-from swarm.net.libp2p.windows import ALL_BYTES, LINE_BYTES_S, LONG_S, STREAM_MAX_BYTES, STREAM_MIN_BYTES, Windows
+from swarm.net.libp2p.windows import (
+    ALL_BYTES,
+    LINE_BYTES_S,
+    LONG_S,
+    NEAR_S,
+    STREAM_MAX_BYTES,
+    STREAM_MIN_BYTES,
+    Windows,
+    credit_is_due,
+)
 from swarm.net.libp2p.yamux import WINDOW_INITIAL, Session, What
 
 READ_BYTES = 256 << 10
@@ -53,8 +62,10 @@ def test_a_long_line_is_filled_whoever_else_reads() -> None:
 class Line:
     """A sender with more than it can send, a receiver, and a kernel between them that takes whatever comes."""
 
-    def __init__(self, windows: Windows, streams: int) -> None:
+    def __init__(self, windows: Windows, streams: int, round_trip_s: float = 0.0) -> None:
         self.sender, self.receiver = Session(initiator=True), Session(initiator=False, windows=windows)
+        self.receiver.round_trip_s = round_trip_s
+        self.woken = 0
         self.streams = [self.sender.open() for _ in range(streams)]
         self.under_way: deque[bytes] = deque()
         self._piece = bytes(8 << 20)
@@ -73,7 +84,9 @@ class Line:
             self.under_way.append(data)
         for what, _, _ in self.receiver.receive(memoryview(self.under_way.popleft())):
             assert what in (What.OPENED, What.DATA)
-        self.sender.receive(memoryview(self.receiver.outgoing(READ_BYTES)))
+        credit = self.receiver.outgoing(READ_BYTES)
+        self.woken += bool(credit)
+        self.sender.receive(memoryview(credit))
 
 
 def waiting_bytes(lines: list[Line]) -> int:
@@ -95,3 +108,27 @@ def test_what_lies_before_a_vote_is_bounded_over_all_senders() -> None:
     assert ALL_BYTES // 2 < waiting_bytes([Line(Windows(), 1)]) <= ALL_BYTES
     apart = waiting_bytes([Line(Windows(), 4) for _ in range(4)])
     assert apart > 3 * together, "senders that do not share one bound show no less, so nothing was shown"
+
+
+@pytest.mark.parametrize("round_trip_s", [0.0, NEAR_S])
+def test_what_lies_before_a_vote_is_as_much_where_credit_comes_late(round_trip_s: float) -> None:
+    together = waiting_bytes([Line(windows, 4, round_trip_s) for windows in [Windows()] for _ in range(4)])
+    assert ALL_BYTES // 2 < together <= ALL_BYTES
+
+
+def test_a_sender_next_door_wakes_half_as_often() -> None:
+    """Each wake is for all of its streams that will soon be due; it was 1200 times, for as much."""
+
+    def wakes(round_trip_s: float) -> int:
+        windows = Windows()
+        lines = [Line(windows, 4, round_trip_s) for _ in range(4)]
+        waiting_bytes(lines)
+        return sum(line.woken for line in lines)
+
+    assert 200 < wakes(NEAR_S) <= 0.6 * wakes(0.0)
+
+
+def test_a_line_that_is_not_short_never_runs_dry() -> None:
+    assert credit_is_due(ALL_BYTES // 2, ALL_BYTES, NEAR_S * 1.01)
+    assert credit_is_due(ALL_BYTES // 2, ALL_BYTES, 0.0), "nothing is known of it yet"
+    assert not credit_is_due(ALL_BYTES // 2, ALL_BYTES, NEAR_S)

@@ -2,8 +2,8 @@
 
 Written anew because the library's own holds a frame whole, warns instead of enforcing its window, polls while
 the other side's is empty, gives up after 5 s of it, and takes a lost connection for the end of a stream.
-Here whoever feeds the machine consumes every event at once, so credit goes back by itself; what is kept of a
-message is bounded one floor up, in `frames`.
+Here whoever feeds the machine consumes every event before it asks what to send, so credit goes back by itself; what is
+kept of a message is bounded one floor up, in `frames`.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md; the window doubles as go-yamux's does.
 """
@@ -17,13 +17,13 @@ from enum import Enum, auto
 from typing import TypeAlias
 
 from swarm.errors import PeerError
-from swarm.net.libp2p.windows import STREAM_MAX_BYTES, Windows
+from swarm.net.libp2p.windows import STREAM_MAX_BYTES, Windows, credit_is_due
 
 PROTOCOL = "/yamux/1.0.0"
 
 WINDOW_INITIAL = 256 << 10
 """What a stream may send before it hears of more; the specification's."""
-FRAME_MAX = 64 << 10
+FRAME_MAX = 128 << 10
 """Payload of one frame that we send: an urgent one waits for at most this much of another stream."""
 STREAMS_MAX = 16
 """Streams that the other side may have open, each with one unfinished message; ours are 9."""
@@ -110,6 +110,7 @@ class Session:
         self._streams_max = streams_max
         self._inbound = 0
         self._refused = 0
+        self._credit_due = False
         self.short = 0
         """Short frames that came, or that what came makes us send."""
         self._control = bytearray()
@@ -172,7 +173,7 @@ class Session:
     def release(self, stream: Stream) -> None:
         """Give credit again."""
         stream.held = False
-        self._give_credit(stream)
+        self._credit_due = self._credit_due or self._due(stream)
 
     def ping(self, value: int) -> None:
         """Ask for a sign of life."""
@@ -193,6 +194,8 @@ class Session:
         Args:
             bulk: streams that are not urgent may send, too.
         """
+        if self._credit_due:
+            self._give_credit()
         pieces: list[bytes | memoryview] = []
         total = len(self._control)
         if total:
@@ -293,15 +296,24 @@ class Session:
         if stream is not None and not stream.gone:
             stream.receivable -= len(part)
             events.append((What.DATA, stream, part))
-            if not self._body_flags & (_FIN | _RST):
-                self._give_credit(stream)
+            self._credit_due = self._credit_due or self._due(stream)
         if not self._body_left:
             self._body_stream = None
             self._flags(stream, self._body_flags, events)
 
-    def _give_credit(self, stream: Stream) -> None:
+    def _due(self, stream: Stream) -> bool:
+        return credit_is_due(stream.limit - stream.receivable, stream.limit, self.round_trip_s)
+
+    def _give_credit(self) -> None:
+        """Streams that will be due soon come along with those that are, or the other side wakes for each by itself."""
+        self._credit_due = False
+        for stream in self._streams.values():
+            if (stream.limit - stream.receivable) * 4 >= stream.limit:
+                self._give_credit_to(stream)
+
+    def _give_credit_to(self, stream: Stream) -> None:
         brought = stream.limit - stream.receivable
-        if stream.held or stream.gone or stream.ended or brought * 2 < stream.limit:
+        if stream.held or stream.gone or stream.ended:
             return
         part = self._windows.part((id(self), stream.id), brought, self.round_trip_s)
         stream.limit = min(stream.limit * 2, stream.window_max, part)
