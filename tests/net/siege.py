@@ -53,6 +53,8 @@ PAUSE_S = 0.5
 PARAMETERS = 250_000
 SOURCES = [f"127.0.{net}.{host}" for net in (1, 2) for host in range(1, 31)] + ["127.0.0.1"]
 """Where strangers come from; the last one is the members' own address, as behind one NAT."""
+MEMBERS_SOURCES = [f"127.0.3.{host}" for host in range(1, 11)]
+"""Where the member comes from: from one address it would be sent away for coming too often, and do nothing else."""
 HALF_OPEN_EVERY_S = 30.0
 AT_ONCE_MAX = 4000
 """Attacks under way at once, for the attacker's own sake."""
@@ -96,7 +98,7 @@ async def attack(plan: Plan) -> dict[str, int]:
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # being hung up on is no news here
     chance = random.Random(plan.seed)
     stranger = Attacker.of(Identity(chance.randbytes(32)), plan.seed, SOURCES)
-    member = Attacker.of(load_site(Path(plan.keystore_site)).identity(), plan.seed)
+    member = Attacker.of(load_site(Path(plan.keystore_site)).identity(), plan.seed, MEMBERS_SOURCES)
     made: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     end_s = loop.time() + plan.seconds
