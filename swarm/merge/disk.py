@@ -40,12 +40,14 @@ class Input:
     def read(self, offset: int, into: Raw) -> Raw:
         """Fill `into`; StorageError where the disk does not give it, or the file became shorter meanwhile."""
         view = into.data
-        with disk(self._path):
+        try:
             while view:
                 count = os.preadv(self._file, [view], offset)
                 if not count:
                     raise StorageError(f"{self._path} ends at byte {offset}; it was changed while it was read")
                 view, offset = view[count:], offset + count
+        except OSError as error:
+            raise _refused(error, self._path) from error
         return into
 
 
@@ -86,10 +88,14 @@ def disk(path: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{error.filename or path or 'the merged checkpoint'}: {error.strerror or error}; a merge reads its inputs "
-            "and writes a file of the checkpoint's size: check the disk that holds the site's `folder`"
-        ) from error
+        raise _refused(error, path) from error
+
+
+def _refused(error: OSError, path: Path | None) -> StorageError:
+    return StorageError(
+        f"{error.filename or path or 'the merged checkpoint'}: {error.strerror or error}; a merge reads its inputs and "
+        "writes a file of the checkpoint's size: check the disk that holds the site's `folder`"
+    )
 
 
 def in_threads(

@@ -281,21 +281,31 @@ class _Job:
                 with self._blamed(row, piece):
                     raw, dtype = self._update(row, piece, bench.read)
                     seen = self._plan.fixed.look(raw, dtype, bench.values[: piece.count])
-                    self._check_range(seen)
+                self._check_range(row, seen)
                 if piece.kind == MODEL:
                     total[row] += seen
         return total
 
     def _take(self, bench: _Bench, piece: Segment, total: list[Seen]) -> None:
         """Add up the updates' elements of a piece; what was seen of each is added to `total`."""
-        block = bench.floats if piece.is_float else bench.integers
-        block.start(piece.count)
-        for row in range(len(self._updates)):
-            with self._blamed(row, piece):
-                seen = block.add(row, *self._update(row, piece, bench.read))
-                self._check_range(seen)
+        if not piece.is_float:
+            bench.integers.start(piece.count)
+            for row in range(len(self._updates)):
+                with self._blamed(row, piece):
+                    bench.integers.add(row, *self._update(row, piece, bench.read))
+            return
+        floats, row = bench.floats, 0
+        floats.start(piece.count)
+        try:
+            for row in range(len(self._updates)):
+                floats.add(row, self._update(row, piece, floats.room())[1])
+            seen = floats.seen()
+        except ValueError as error:
+            raise self._blame(row, piece, error) from error
+        for place, one in enumerate(seen):
+            self._check_range(place, one)
             if piece.kind == MODEL:
-                total[row] += seen
+                total[place] += one
 
     def _compare(self, bench: _Bench, piece: Segment, change: Float64s, chunk: int) -> None:
         """Note each update's products with the merged one."""
@@ -337,20 +347,23 @@ class _Job:
         size = piece.count * ELEMENT_BYTES[piece.dtype_of(kind)]
         return self._base.read(piece.base_places[kind], into[:size])
 
-    def _check_range(self, seen: Seen) -> None:
+    def _check_range(self, row: int, seen: Seen) -> None:
         if seen.clipped and self._policy.merge == "sum":
-            raise ValueError(f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
+            raise BadUpdate(row, f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
 
     @contextmanager
     def _blamed(self, row: int, piece: Segment) -> Iterator[None]:
         """What is wrong with these elements is the update's fault."""
         try:
             yield
-        except NotFinite as error:
-            place = piece.update_place + error.index * ELEMENT_BYTES[piece.update_dtype]
-            raise BadUpdate(row, _where(self.layout.updates, place, error)) from error
         except ValueError as error:
-            raise BadUpdate(row, str(error)) from error
+            raise self._blame(row, piece, error) from error
+
+    def _blame(self, row: int, piece: Segment, error: ValueError) -> BadUpdate:
+        if not isinstance(error, NotFinite):
+            return BadUpdate(row, str(error))
+        place = piece.update_place + error.index * ELEMENT_BYTES[piece.update_dtype]
+        return BadUpdate(row if error.row is None else error.row, _where(self.layout.updates, place, error))
 
     @contextmanager
     def _checked(self, piece: Segment, kind: str) -> Iterator[None]:

@@ -36,6 +36,9 @@ NUMPY_TYPES: Mapping[str, str] = {
 }
 """BF16 as its bits, BOOL as its bytes."""
 
+# A dot product of so many stays in this thread: BLAS shares longer ones among threads of its own.
+DOT = 1 << 13
+
 # Beyond it a whole number plus `TO_INTEGER` leaves the binade in which one bit is worth 1.
 LIMIT_MAX = 2**51 - 1
 
@@ -59,6 +62,8 @@ class NotFinite(ValueError):
         super().__init__(f"element {index} is {what}")
         self.index = index
         self.what = what
+        self.row: int | None = None
+        """Of whose elements, where several updates were looked at."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,32 @@ class FixedPoint:
         np.multiply(values, 2.0**self.bits, out=values)
         return np.rint(values, out=values), Seen(clipped, squares)
 
+    def quantize_rows(self, raws: Raw, dtype: str, out: Float64s) -> list[Seen]:
+        """As `quantize`, of the same elements of several updates.
+
+        Args:
+            raws: (updates, bytes); what it holds is overwritten.
+            out: (updates, elements) float64.
+        Raises:
+            NotFinite: an element is NaN or infinite; `row` says of which one of them.
+        """
+        if dtype == "F32":
+            source = raws.view("<f4")
+            squares = _about_squares(source)
+            # No comparison with NaN holds.
+            if all(square <= self._calm for square in squares):
+                np.multiply(source, np.float32(2.0**self.bits), out=source)
+                np.copyto(out, np.rint(source, out=source))
+                return [Seen(0, square) for square in squares]
+        found = []
+        for row, (raw, steps) in enumerate(zip(raws, out, strict=True)):
+            try:
+                found.append(self.quantize(raw, dtype, steps)[1])
+            except NotFinite as error:
+                error.row = row
+                raise
+        return found
+
     def whole(self, raw: Raw, dtype: str, out: Int64s) -> tuple[Int64s, Seen]:
         """As `quantize`, in int64."""
         calm = self._calm_steps(raw, dtype)
@@ -146,8 +177,7 @@ class FixedPoint:
         """The sum of the squares of float32 elements; None if one of them may be beyond the range or not finite."""
         if dtype != "F32":
             return None
-        source = raw.view("<f4")
-        squares = float(np.einsum("i,i->", source, source))
+        squares = _about_squares(raw.view("<f4")[np.newaxis])[0]
         # No comparison with NaN holds.
         return squares if squares <= self._calm else None
 
@@ -165,6 +195,15 @@ class FixedPoint:
         raw = np.array(values, dtype="<f8").view(np.uint8)
         steps, seen = self.quantize(raw, "F64", np.empty(raw.size // 8))
         return steps.astype(np.int64), seen
+
+
+def _about_squares(rows: NDArray[np.float32]) -> list[float]:
+    """Each row's sum of squares to some three digits, in the machine's own order; NaN or infinite if a square is."""
+    whole = rows.shape[1] // DOT * DOT
+    parts, rest = rows[:, :whole].reshape(len(rows), -1, DOT), rows[:, whole:]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: list[float] = (np.vecdot(parts, parts).sum(axis=1) + np.vecdot(rest, rest)).tolist()
+    return found
 
 
 def biased(steps: Float64s) -> Int64s:

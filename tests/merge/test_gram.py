@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from swarm.merge import files as merge_files_module
 from swarm.merge.coefficients import UNIT_BITS_MIN, steps_in, unit_of
-from swarm.merge.fixed import FixedPoint
+from swarm.merge.fixed import NUMPY_TYPES, FixedPoint, NotFinite, load, store
 from swarm.merge.gram import Products, distance_squared, distances, gram_of, norm_squared
 from swarm.merge.limbs import BLOCK_MAX
 from swarm.merge.schema import FLOATS
-from swarm.merge.squares import BLOCK, Squares, is_near, squares_of
+from swarm.merge.squares import PIECE, Squares, squares_of, tree
 from tests.merge.golden import SCHEMA, WEIGHTS, write_inputs
 from tests.merge.reference import Values, decoded, policy, read_file, steps_of
 
@@ -80,25 +82,70 @@ def test_a_files_products_are_those_of_its_float_coordinates(tmp_path: Path) -> 
     for threads in (1, 2, 3):
         with merge_files_module._Job(base, updates, WEIGHTS, rule, threads) as job:
             assert job.gram() == expected
-            assert job.squares() == tuple(expected[i][i] for i in range(len(expected)))
+            assert job.squares() == pytest.approx([expected[i][i] for i in range(len(expected))], rel=2.0**-19)
 
 
-@pytest.mark.parametrize("bits", [8, 20, 32, 40])
-@pytest.mark.parametrize("size", [1, 999, BLOCK])
-def test_squared_lengths_are_exact(bits: int, size: int) -> None:
-    fixed = FixedPoint(bits, 2.0 ** (50 - bits) if bits < 40 else 8.0)
-    source = np.random.default_rng(bits + size)
-    rows = source.choice([-1.0, 1.0], (3, size)) * fixed.edge * source.random((3, size)) ** 9
-    rows[0] = fixed.edge
-    squares, totals = Squares(3, fixed), []
-    for part in (rows, rows):
-        for row, values in enumerate(part):
-            squares.add(row, values.view(np.uint8), "F64", size)
-        squares.finish(size)
-        totals.append(squares.take())
-    exact = [2 * sum(int(step) ** 2 for step in fixed.of(row)[0]) for row in rows]
-    assert squares_of(totals, 3) == tuple(exact)
-    assert exact[0] == 2 * size * fixed.limit**2
+def length(values: NDArray[Any], dtype: str, fixed: FixedPoint) -> int:
+    """The squared length of one piece."""
+    squares = Squares(1, fixed)
+    squares.add(0, values.copy().view(np.uint8), dtype, len(values))
+    squares.finish(len(values))
+    return squares_of([squares.take()], 1)[0]
+
+
+def added(steps: list[int], dtype: type[Any]) -> int:
+    """The tree of squares once more, by single operations on numpy's scalars."""
+    terms = [dtype(step) * dtype(step) for step in steps]
+    while len(terms) > 1:
+        half = (len(terms) + 1) // 2
+        terms = [one + other for one, other in zip(terms, terms[half:], strict=False)] + terms[len(terms) - half : half]
+    return int(terms[0])
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(8, 1.0), (16, 1e-3), (32, 1e-6), (32, 0.01), (32, 2.0), (40, 1e-4)])
+@pytest.mark.parametrize("size", [1, 2, 999, 4096])
+def test_a_squared_length_is_the_tree_of_float32_sums(bits: int, scale: float, size: int) -> None:
+    fixed = FixedPoint(bits, 8.0)
+    values = np.random.default_rng(size).normal(0, scale, size).clip(-7, 7).astype("<f4")
+    steps = fixed.of(values)[0].tolist()
+    exact = sum(step * step for step in steps)
+    dtype = np.float32 if exact <= 0.9 * fixed.limit**2 else np.float64
+    assert length(values, "F32", fixed) == added(steps, dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.3, 6.0, 60.0])
+def test_squared_lengths_are_off_by_a_part_in_2_to_the_19(dtype: str, scale: float) -> None:
+    fixed = FixedPoint(32, 8.0)
+    values = np.random.default_rng(3).normal(0, scale, PIECE)
+    raw = np.empty(PIECE * np.dtype(NUMPY_TYPES[dtype]).itemsize, np.uint8)
+    store(values, dtype, raw)
+    means = load(raw, dtype, np.empty(PIECE))
+    exact = sum(int(step) ** 2 for step in fixed.of(means)[0].tolist())
+    assert abs(length(raw, dtype, fixed) - exact) <= exact * 2.0**-19
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, PIECE - 1])
+def test_no_length_hides_what_is_not_finite(bad: float, at: int) -> None:
+    values = np.zeros(PIECE, "<f4")
+    values[at] = bad
+    with pytest.raises(NotFinite, match=f"element {at} is"):
+        length(values, "F32", FixedPoint(32, 8.0))
+
+
+@pytest.mark.parametrize("value", [8.0, 8.000001, 1e30, 3e38, -3e38])
+def test_what_is_beyond_the_range_is_as_long_as_the_range(value: float) -> None:
+    fixed = FixedPoint(32, 8.0)
+    assert length(np.array([value, 0.5], "<f4"), "F32", fixed) == fixed.limit**2 + 2**62
+
+
+def test_another_order_would_give_another_length() -> None:
+    """The planted mistake: a sum in the machine's own order."""
+    values = np.random.default_rng(0).normal(0, 1e5, PIECE).astype(np.float32) ** 2
+    assert len({float(values.sum()), float(np.add.reduce(values[::-1])), float(np.cumsum(values)[-1])}) > 1
+    backwards = values[::-1].copy()
+    assert tree(values) != float(np.cumsum(backwards)[-1])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -125,24 +172,3 @@ def test_coefficients_have_room_or_the_policy_cannot_work() -> None:
     assert steps_in(0.5, FixedPoint(32, 8.0)) == 2**31
     with pytest.raises(ValueError, match="less than one step"):
         steps_in(2.0**-33, FixedPoint(32, 8.0))
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 8e-3, 0.03, 0.3, 3.0])
-@pytest.mark.parametrize("bits", [16, 32, 38])
-def test_squared_lengths_of_float32_are_exact_beyond_64_bits(bits: int, scale: float) -> None:
-    fixed = FixedPoint(bits, 8.0)
-    values = np.random.default_rng(bits).normal(0, scale, BLOCK).astype("<f4")
-    squares = Squares(1, fixed)
-    squares.add(0, values.copy().view(np.uint8), "F32", BLOCK)
-    assert squares.take() == (sum(int(step) ** 2 for step in fixed.of(values)[0]),)
-
-
-def test_the_last_64_bits_alone_would_name_another_length() -> None:
-    """The planted mistake: where float32 cannot tell which multiple of 2**64 is near, the limbs have to."""
-    fixed, values = FixedPoint(40, 8.0), np.full(BLOCK, 7.5, "<f4")
-    squares, exact = Squares(1, fixed), BLOCK * (7.5 * 2**40) ** 2
-    assert not is_near(exact, BLOCK)
-    steps = fixed.whole(values.copy().view(np.uint8), "F32", np.empty(BLOCK, np.int64))[0]
-    assert squares._nearest(steps, exact * (1 + 2.0**-12)) != exact
-    squares.add(0, values.view(np.uint8), "F32", BLOCK)
-    assert squares.take() == (exact,)
