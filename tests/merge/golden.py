@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from swarm.config import Policy
 from swarm.merge import Schema, Tensor, merge_files, write_file
+from swarm.merge.files import _Job
 from swarm.merge.fixed import NUMPY_TYPES
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -107,7 +108,7 @@ def write_inputs(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def digests() -> Iterator[tuple[str, str]]:
-    """Every policy's name and the digest of its merge."""
+    """Every policy's name and the digest of its merge; and how long the updates are."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         base, updates = write_inputs(folder)
@@ -118,6 +119,8 @@ def digests() -> Iterator[tuple[str, str]]:
             if policy.server != "none":  # a second round, so that the first one's state takes part
                 digest = merge_files(folder / "out", updates[::-1], WEIGHTS[::-1], policy, folder / "second")
             yield name, digest.hex()
+        with _Job(base, updates, WEIGHTS, Policy("golden", 1, 1), 2) as job:
+            yield "squared lengths", " ".join(map(str, job.squares()))
 
 
 if __name__ == "__main__":
