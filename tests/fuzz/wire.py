@@ -92,9 +92,13 @@ def negotiated(opening: bool) -> Callable[[list[memoryview]], object]:
 
 
 def framed(parts: list[memoryview]) -> object:
-    """The frames of a stream."""
-    reader = frames.Reader()
-    return [frame for part in parts for frame in reader.receive(part)]
+    """The frames of a stream, and the same where answers go to a place that is named for them."""
+    reader, placed = frames.Reader(), frames.Reader()
+    placed.into = memoryview(bytearray(64))
+    found = [frame for part in parts for frame in reader.receive(part)]
+    same = [frame._replace(payload=bytes(frame.payload)) for part in parts for frame in placed.receive(part)]
+    assert same == found, f"{same!r} in its place, {found!r} otherwise"
+    return found
 
 
 def multiplexed(data: bytes) -> None:

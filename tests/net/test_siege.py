@@ -16,6 +16,7 @@ import pytest
 
 from swarm.encoding import Address
 from swarm.net.libp2p import Libp2pTransport, connection
+from swarm.net.libp2p.asks import Inward
 from swarm.net.libp2p.dialling import places_of
 from swarm.net.libp2p.frames import Reader
 from swarm.net.libp2p.shares import (
@@ -177,7 +178,7 @@ async def test_what_came_of_a_message_goes_with_its_connection(monkeypatch: pyte
 
 def _readers(one: connection.Connection) -> list[weakref.ref[Reader]]:
     streams = one._session.all() if one._session is not None else ()
-    return [weakref.ref(stream.owner.reader) for stream in streams if isinstance(stream.owner, connection._Inward)]
+    return [weakref.ref(stream.owner.reader) for stream in streams if isinstance(stream.owner, Inward)]
 
 
 async def test_a_member_that_comes_and_goes_faster_than_its_connections_end_hangs_nothing() -> None:

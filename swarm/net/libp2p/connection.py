@@ -8,13 +8,13 @@ time on each. What it decides it tells its `Owner`; what it wants sent it holds 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from swarm.encoding import Address, short
 from swarm.errors import PeerError
 from swarm.net.inbox import Backlog, Done
 from swarm.net.libp2p import frames, identify, security, yamux
+from swarm.net.libp2p.asks import Answered, Ask, Inward, Outward
 from swarm.net.libp2p.frames import Kind
 from swarm.net.libp2p.negotiation import Negotiation
 from swarm.net.libp2p.pipe import Holder, Pipe
@@ -40,10 +40,6 @@ ECHOES_MAX_BYTES = 64 * 32
 _SERVED = (frames.PROTOCOL, PING, identify.PROTOCOL)
 
 
-Answered: TypeAlias = Callable[[bytes | memoryview | None, str], None]
-"""Called once with the answer, a view if it lies where it was wanted, and ""; or with None and the reason."""
-
-
 class Owner(Protocol):
     """Who a connection reports to. None of these may raise."""
 
@@ -67,42 +63,6 @@ class Owner(Protocol):
 
     def stirred(self, connection: Connection) -> None:
         """There is something to send, though nothing arrived and nobody asked."""
-
-
-class Ask:
-    """One request on its way, until its `done` was called or it was withdrawn."""
-
-    __slots__ = ("done", "head", "into", "payload")
-
-    def __init__(self, head: bytes, payload: bytes, done: Answered, into: memoryview | None) -> None:
-        self.head = head
-        self.payload = payload
-        self.done = done
-        self.into = into
-
-
-class _Outward:
-    """A stream that we opened: for messages, or for requests one after the other."""
-
-    __slots__ = ("ask", "negotiation", "reader")
-
-    def __init__(self) -> None:
-        self.negotiation: Negotiation | None = Negotiation(offers=(frames.PROTOCOL,))
-        self.reader = frames.Reader()
-        self.ask: Ask | None = None
-
-
-class _Inward:
-    """A stream that the other side opened."""
-
-    __slots__ = ("answering", "ended", "negotiation", "pinging", "reader")
-
-    def __init__(self, serves: tuple[str, ...]) -> None:
-        self.negotiation: Negotiation | None = Negotiation(serves=serves)
-        self.reader = frames.Reader()
-        self.answering = False
-        self.ended = False
-        self.pinging = False
 
 
 class Connection:
@@ -343,11 +303,11 @@ class Connection:
             data = memoryview(self._negotiation.rest)
         for what, stream, part in self._session.receive(data):
             if what is What.DATA:
-                if stream is not None and not stream.gone and not self._gone:
+                if stream is not None and not stream.gone:
                     self._stream_data(stream, part)
             elif what is What.OPENED:
                 if stream is not None:
-                    stream.owner = _Inward(self._serves)
+                    stream.owner = Inward(self._serves)
             elif what is What.PONG:
                 self.pongs += 1
             elif what is What.GO_AWAY:
@@ -363,9 +323,9 @@ class Connection:
 
     def _stream_data(self, stream: Stream, data: memoryview) -> None:
         owner = stream.owner
-        if isinstance(owner, _Inward):
+        if isinstance(owner, Inward):
             self._inward(stream, owner, data)
-        elif isinstance(owner, _Outward):
+        elif isinstance(owner, Outward):
             self._outward(stream, owner, data)
         elif isinstance(owner, Pipe):
             owner.take(data)
@@ -375,12 +335,12 @@ class Connection:
         held = 0
         for stream in self._session.all():
             owner = stream.owner
-            if isinstance(owner, _Inward | _Outward):
+            if isinstance(owner, Inward | Outward):
                 held += owner.reader.held_bytes
         if held > HELD_MAX_BYTES:
             raise PeerError(f"{held} bytes of unfinished messages, at most {HELD_MAX_BYTES} are kept")
 
-    def _inward(self, stream: Stream, owner: _Inward, data: memoryview) -> None:
+    def _inward(self, stream: Stream, owner: Inward, data: memoryview) -> None:
         session = self._session
         assert session is not None
         if owner.negotiation is not None:
@@ -394,7 +354,7 @@ class Connection:
                 self._pipe_inward(stream, chosen, data)
                 return
             owner.pinging = chosen == PING
-            if self._inwards(_Inward) > yamux.STREAMS_MAX:
+            if self._inwards(Inward) > yamux.STREAMS_MAX:
                 session.reset(stream)
                 return
             if chosen == identify.PROTOCOL:
@@ -434,7 +394,7 @@ class Connection:
         """Streams of this kind that the other side has open and that have said what they are."""
         assert self._session is not None
         owners = [stream.owner for stream in self._session.theirs() if isinstance(stream.owner, kind)]
-        return sum(not isinstance(owner, _Inward) or owner.negotiation is None for owner in owners)
+        return sum(not isinstance(owner, Inward) or owner.negotiation is None for owner in owners)
 
     def _tend_pipes(self) -> None:
         for pipe in tuple(self._pipes):
@@ -446,7 +406,7 @@ class Connection:
     def _stir(self) -> None:
         self._owner.stirred(self)
 
-    def _answerer(self, stream: Stream, owner: _Inward) -> Done:
+    def _answerer(self, stream: Stream, owner: Inward) -> Done:
         def done(answer: bytes | None, reason: str) -> None:
             owner.answering = False
             self._answering -= 1
@@ -460,7 +420,7 @@ class Connection:
 
         return done
 
-    def _outward(self, stream: Stream, owner: _Outward, data: memoryview) -> None:
+    def _outward(self, stream: Stream, owner: Outward, data: memoryview) -> None:
         if owner.negotiation is not None:
             owner.negotiation.receive(data)
             if owner.negotiation.chosen is None:
@@ -488,7 +448,7 @@ class Connection:
                 self._pipes.discard(owner)
                 owner.lose("the other side gave the stream up")
             return
-        if isinstance(owner, _Inward):
+        if isinstance(owner, Inward):
             owner.ended = True
             if not owner.answering:
                 session.finish(stream)
@@ -499,7 +459,7 @@ class Connection:
             self._message_stream = None
         elif stream in self._idle:
             self._idle.remove(stream)
-        elif isinstance(owner, _Outward) and owner.ask is not None:
+        elif isinstance(owner, Outward) and owner.ask is not None:
             ask, owner.ask = owner.ask, None
             self._released(ask, None)
             ask.done(None, "the request was given up at the other side")
@@ -508,7 +468,7 @@ class Connection:
         session = self._session
         assert session is not None
         stream = self._idle.pop() if self._idle else self._open_stream(urgent=False)
-        assert isinstance(stream.owner, _Outward)
+        assert isinstance(stream.owner, Outward)
         stream.owner.ask, stream.owner.reader.into = ask, ask.into
         self._active[ask] = stream
         session.write(stream, ask.head)
@@ -525,7 +485,7 @@ class Connection:
     def _open_stream(self, *, urgent: bool) -> Stream:
         assert self._session is not None
         stream = self._session.open(urgent=urgent)
-        stream.owner = owner = _Outward()
+        stream.owner = owner = Outward()
         assert owner.negotiation is not None
         # The answer is not waited for: who serves no frames resets the stream.
         self._session.write(stream, owner.negotiation.start())

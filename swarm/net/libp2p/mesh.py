@@ -17,8 +17,9 @@ from swarm.encoding import Address, short
 from swarm.errors import ConfigError, PeerError
 from swarm.identity import checksum
 from swarm.net.inbox import Done
+from swarm.net.libp2p.asks import Answered, Ask
 from swarm.net.libp2p.circuit import Answer
-from swarm.net.libp2p.connection import Answered, Ask, Connection
+from swarm.net.libp2p.connection import Connection
 from swarm.net.libp2p.dialling import Place, cannot_listen, peer_id_in, places_of
 from swarm.net.libp2p.hop import HOP, STOP
 from swarm.net.libp2p.keeper import HANDSHAKE_S, Keeper, Peer
