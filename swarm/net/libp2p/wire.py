@@ -18,7 +18,7 @@ from swarm.net.meter import Traffic
 logger = logging.getLogger(__name__)
 
 READ_BYTES = 256 << 10
-WRITE_BYTES = 256 << 10
+WRITE_BYTES = 128 << 10
 UNSENT_MAX_BYTES = 256 << 10
 """What may wait in the kernel unsent: a vote behind it on a slow line waits for this much and no more."""
 BBR = b"bbr"
