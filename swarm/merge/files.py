@@ -22,7 +22,7 @@ from swarm.merge.encoding import BLOCK, blocks_of, decode_int8, update_schema
 from swarm.merge.fixed import Float64s, NotFinite, Raw, Seen, load
 from swarm.merge.gram import Gram, Products, gram_of
 from swarm.merge.layout import Layout, Segment
-from swarm.merge.report import COMPARED_EVERY, UpdateReport
+from swarm.merge.report import COMPARED_BYTES, COMPARED_EVERY, UpdateReport
 from swarm.merge.rules import Block, FloatBlock, Plan, counted_weights, fixed_point, plan_of
 from swarm.merge.schema import ELEMENT_BYTES, Schema, check_same
 from swarm.merge.server import MODEL, Optimizer, Server, model_schema, server_of
@@ -173,7 +173,7 @@ class _Job:
         self._clipped = [0] * len(updates)
         # One sum a chunk, so that the report does not depend on which thread was first.
         self._squares = np.zeros((chunk_count(self.size_bytes), len(updates)))
-        # Of the chunks that are compared: each update times the merged one, itself squared, and the merged one squared.
+        # Of what is compared, by chunk: each update times the merged one, itself squared, and the merged one squared.
         self._compared = np.zeros((len(self._squares), len(updates), 3))
 
     def __enter__(self) -> _Job:
@@ -260,7 +260,9 @@ class _Job:
                 continue
             change = bench.floats.change()
             if piece.kind == MODEL and chunk % COMPARED_EVERY == 0:
-                self._compare(bench, piece, change, chunk)
+                count = min(piece.count, (start + COMPARED_BYTES - piece.place) // ELEMENT_BYTES[piece.dtype])
+                if count > 0:
+                    self._compare(bench, piece.cut(0, count), change[:count], chunk)
             if bench.optimizer is not None:
                 self._optimize(bench, bench.optimizer, piece, change, place)
             else:
@@ -281,31 +283,21 @@ class _Job:
                 with self._blamed(row, piece):
                     raw, dtype = self._update(row, piece, bench.read)
                     seen = self._plan.fixed.look(raw, dtype, bench.values[: piece.count])
-                self._check_range(row, seen)
+                    self._check_range(seen)
                 if piece.kind == MODEL:
                     total[row] += seen
         return total
 
     def _take(self, bench: _Bench, piece: Segment, total: list[Seen]) -> None:
         """Add up the updates' elements of a piece; what was seen of each is added to `total`."""
-        if not piece.is_float:
-            bench.integers.start(piece.count)
-            for row in range(len(self._updates)):
-                with self._blamed(row, piece):
-                    bench.integers.add(row, *self._update(row, piece, bench.read))
-            return
-        floats, row = bench.floats, 0
-        floats.start(piece.count)
-        try:
-            for row in range(len(self._updates)):
-                floats.add(row, self._update(row, piece, floats.room())[1])
-            seen = floats.seen()
-        except ValueError as error:
-            raise self._blame(row, piece, error) from error
-        for place, one in enumerate(seen):
-            self._check_range(place, one)
+        block = bench.floats if piece.is_float else bench.integers
+        block.start(piece.count)
+        for row in range(len(self._updates)):
+            with self._blamed(row, piece):
+                seen = block.add(row, *self._update(row, piece, bench.read))
+                self._check_range(seen)
             if piece.kind == MODEL:
-                total[place] += one
+                total[row] += seen
 
     def _compare(self, bench: _Bench, piece: Segment, change: Float64s, chunk: int) -> None:
         """Note each update's products with the merged one."""
@@ -347,23 +339,20 @@ class _Job:
         size = piece.count * ELEMENT_BYTES[piece.dtype_of(kind)]
         return self._base.read(piece.base_places[kind], into[:size])
 
-    def _check_range(self, row: int, seen: Seen) -> None:
+    def _check_range(self, seen: Seen) -> None:
         if seen.clipped and self._policy.merge == "sum":
-            raise BadUpdate(row, f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
+            raise ValueError(f"a value is beyond ±{self._policy.range}, and a sum clips nothing")
 
     @contextmanager
     def _blamed(self, row: int, piece: Segment) -> Iterator[None]:
         """What is wrong with these elements is the update's fault."""
         try:
             yield
+        except NotFinite as error:
+            place = piece.update_place + error.index * ELEMENT_BYTES[piece.update_dtype]
+            raise BadUpdate(row, _where(self.layout.updates, place, error)) from error
         except ValueError as error:
-            raise self._blame(row, piece, error) from error
-
-    def _blame(self, row: int, piece: Segment, error: ValueError) -> BadUpdate:
-        if not isinstance(error, NotFinite):
-            return BadUpdate(row, str(error))
-        place = piece.update_place + error.index * ELEMENT_BYTES[piece.update_dtype]
-        return BadUpdate(row if error.row is None else error.row, _where(self.layout.updates, place, error))
+            raise BadUpdate(row, str(error)) from error
 
     @contextmanager
     def _checked(self, piece: Segment, kind: str) -> Iterator[None]:

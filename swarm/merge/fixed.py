@@ -62,8 +62,6 @@ class NotFinite(ValueError):
         super().__init__(f"element {index} is {what}")
         self.index = index
         self.what = what
-        self.row: int | None = None
-        """Of whose elements, where several updates were looked at."""
 
 
 @dataclass(frozen=True)
@@ -133,32 +131,6 @@ class FixedPoint:
         np.multiply(values, 2.0**self.bits, out=values)
         return np.rint(values, out=values), Seen(clipped, squares)
 
-    def quantize_rows(self, raws: Raw, dtype: str, out: Float64s) -> list[Seen]:
-        """As `quantize`, of the same elements of several updates.
-
-        Args:
-            raws: (updates, bytes); what it holds is overwritten.
-            out: (updates, elements) float64.
-        Raises:
-            NotFinite: an element is NaN or infinite; `row` says of which one of them.
-        """
-        if dtype == "F32":
-            source = raws.view("<f4")
-            squares = _about_squares(source)
-            # No comparison with NaN holds.
-            if all(square <= self._calm for square in squares):
-                np.multiply(source, np.float32(2.0**self.bits), out=source)
-                np.copyto(out, np.rint(source, out=source))
-                return [Seen(0, square) for square in squares]
-        found = []
-        for row, (raw, steps) in enumerate(zip(raws, out, strict=True)):
-            try:
-                found.append(self.quantize(raw, dtype, steps)[1])
-            except NotFinite as error:
-                error.row = row
-                raise
-        return found
-
     def whole(self, raw: Raw, dtype: str, out: Int64s) -> tuple[Int64s, Seen]:
         """As `quantize`, in int64."""
         calm = self._calm_steps(raw, dtype)
@@ -177,7 +149,7 @@ class FixedPoint:
         """The sum of the squares of float32 elements; None if one of them may be beyond the range or not finite."""
         if dtype != "F32":
             return None
-        squares = _about_squares(raw.view("<f4")[np.newaxis])[0]
+        squares = _about_squares(raw.view("<f4"))
         # No comparison with NaN holds.
         return squares if squares <= self._calm else None
 
@@ -197,13 +169,12 @@ class FixedPoint:
         return steps.astype(np.int64), seen
 
 
-def _about_squares(rows: NDArray[np.float32]) -> list[float]:
-    """Each row's sum of squares to some three digits, in the machine's own order; NaN or infinite if a square is."""
-    whole = rows.shape[1] // DOT * DOT
-    parts, rest = rows[:, :whole].reshape(len(rows), -1, DOT), rows[:, whole:]
+def _about_squares(values: NDArray[np.float32]) -> float:
+    """The sum of the squares to some three digits, in the machine's own order; NaN or infinite if one of them is."""
+    whole = len(values) // DOT * DOT
+    rows, rest = values[:whole].reshape(-1, DOT), values[whole:]
     with np.errstate(over="ignore", invalid="ignore"):
-        found: list[float] = (np.vecdot(parts, parts).sum(axis=1) + np.vecdot(rest, rest)).tolist()
-    return found
+        return float(np.vecdot(rows, rows).sum() + np.vecdot(rest, rest))
 
 
 def biased(steps: Float64s) -> Int64s:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm.merge.fixed import FixedPoint, Float64s, Int64s, NotFinite, Raw, Seen, check_finite, load, store
-from swarm.merge.schema import ELEMENT_BYTES
+from swarm.merge.fixed import FixedPoint, Float64s, Raw, Seen, check_finite, load, store
+
+Number: TypeAlias = NDArray[Any]
+"""Whole numbers in float64 or int64."""
 
 
 @dataclass(frozen=True)
@@ -64,29 +67,8 @@ def checked(plan: Linear, fixed: FixedPoint) -> Linear:
 WHOLE_MAX = 2**53
 
 
-# So many updates' steps are multiplied at once, one block of each. With `rules.BLOCK` coordinates they stay in a core's
-# second cache, and the product is small enough for BLAS to make it in this thread.
-GROUP = 4
-
-
-def in_two(plan: Linear, fixed: FixedPoint) -> NDArray[np.float64] | None:
-    """The coefficients as sums of two, by which float64 sums of steps are exact in any order.
-
-    Returns:
-        (2, members) whole numbers: multiples of a power of two, and what is left; None where no such split is exact.
-    """
-    room = WHOLE_MAX // fixed.limit
-    total = sum(map(abs, plan.coefficients))
-    bits = max(0, (room // len(plan.coefficients)).bit_length() - 1) if total > room else 0
-    lower = [coefficient & ((1 << bits) - 1) for coefficient in plan.coefficients]
-    upper = [coefficient - low for coefficient, low in zip(plan.coefficients, lower, strict=True)]
-    if sum(lower) > room or sum(map(abs, upper)) >> bits > room:
-        return None
-    return np.array([upper, lower], np.float64)
-
-
 class Sum:
-    """An exact running sum over one block of coordinates. Rows come in any order; memory stays that of a few rows.
+    """An exact running sum over one block of coordinates. Rows come in any order; memory stays that of one block.
 
     In float64 where no partial sum can leave the whole numbers that it holds, which is faster, else in int64.
     """
@@ -96,54 +78,40 @@ class Sum:
         self._fixed = fixed
         self._plan = plan
         self._scale = float(plan.scale)
-        self._pairs = in_two(plan, fixed)
+        self._in_floats = sum(map(abs, plan.coefficients)) * fixed.limit <= WHOLE_MAX
+        self._totals = np.empty(size, np.int64)
         self._values = np.empty(size)
-        self._totals = np.empty((2, size))
-        self._held: list[int] = []
-        members = min(GROUP, len(plan.coefficients)) if self._pairs is not None else 1
-        self._rooms = np.empty((members, 8 * size), np.uint8)
-        self._rows = np.empty((members, size))
-        self._products = np.empty((2, size))
-        self._seen: list[Seen] = []
-        self._dtype = ""
-        self._size = size
-        self._begun = False
+        self._total = self._totals
 
     def start(self, size: int) -> None:
         """Begin a block of `size` coordinates."""
-        self._size, self._begun = size, False
-        self._held.clear()
-        self._seen = []
+        self._total = self._totals[:size]
+        if self._in_floats:
+            self._total.view(np.float64).fill(0.0)
+        else:
+            self._total.fill(0)
 
-    def room(self) -> Raw:
-        """Where the elements belong that the next `add` takes."""
-        room: Raw = self._rooms[len(self._held)]
-        return room
-
-    def add(self, row: int, dtype: str) -> None:
-        """Add one update's elements, which are in `room`.
+    def add(self, row: int, raw: Raw, dtype: str) -> Seen:
+        """Add one update's elements; what `raw` holds is overwritten.
 
         Raises:
-            NotFinite: an element of this or another update is NaN or infinite; `row` says of which.
+            NotFinite: an element is NaN or infinite.
         """
-        self._held.append(row)
-        self._dtype = dtype
-        if len(self._held) == len(self._rooms):
-            self._take()
-
-    def seen(self) -> list[Seen]:
-        """What was seen of the updates, in the order in which they were added. Raises as `add` does."""
-        self._take()
-        return self._seen
+        room, coefficient = self._values[: len(self._total)], self._plan.coefficients[row]
+        if self._in_floats:
+            steps, seen = self._fixed.quantize(raw, dtype, room)
+            _add(self._total.view(np.float64), steps, float(coefficient))
+        else:
+            whole, seen = self._fixed.whole(raw, dtype, room.view(np.int64))
+            _add(self._total, whole, coefficient)
+        return seen
 
     def change(self) -> Float64s:
         """By how much the sum moves the parameters: float64(sum) * scale. It stands until the next `start`."""
-        change = self._values[: self._size]
-        if self._pairs is None:
-            np.copyto(change, self._whole)
-        else:
-            # Both are exact, so this rounds the sum once.
-            np.add(self._totals[0, : self._size], self._totals[1, : self._size], out=change)
+        change = self._values[: len(self._total)]
+        if self._in_floats:
+            return np.multiply(self._total.view(np.float64), self._scale, out=change)
+        np.copyto(change, self._total)
         return np.multiply(change, self._scale, out=change)
 
     def finish(self, base: Raw, dtype: str, out: Raw) -> None:
@@ -152,44 +120,13 @@ class Sum:
         Raises:
             NotFinite: an element of the base is NaN or infinite.
         """
-        add_to_base(self._values[: self._size], base, dtype, out, self._totals[0, : self._size])
+        add_to_base(self._values[: len(self._total)], base, dtype, out, self._total.view(np.float64))
 
-    def _take(self) -> None:
-        """Add up what is held."""
-        held, self._held = self._held, []
-        if not held:
-            return
-        raws = self._rooms[: len(held), : self._size * ELEMENT_BYTES[self._dtype]]
-        try:
-            if self._pairs is None:
-                self._seen.append(self._add_whole(held[0], raws[0]))
-                return
-            rows = self._rows[: len(held), : self._size]
-            self._seen += self._fixed.quantize_rows(raws, self._dtype, rows)
-        except NotFinite as error:
-            error.row = held[error.row or 0]
-            raise
-        totals, products = self._totals[:, : self._size], self._products[:, : self._size]
-        if self._begun:
-            np.matmul(self._pairs[:, held], rows, out=products)
-            np.add(totals, products, out=totals)
-        else:
-            np.matmul(self._pairs[:, held], rows, out=totals)
-        self._begun = True
 
-    @property
-    def _whole(self) -> Int64s:
-        return self._totals[0, : self._size].view(np.int64)
-
-    def _add_whole(self, row: int, raw: Raw) -> Seen:
-        total = self._whole
-        if not self._begun:
-            total.fill(0)
-            self._begun = True
-        steps, seen = self._fixed.whole(raw, self._dtype, self._values[: self._size].view(np.int64))
-        np.multiply(steps, self._plan.coefficients[row], out=steps)
-        np.add(total, steps, out=total)
-        return seen
+def _add(total: Number, steps: Number, coefficient: float) -> None:
+    if coefficient != 1:
+        np.multiply(steps, coefficient, out=steps)
+    np.add(total, steps, out=total)
 
 
 def add_to_base(change: Float64s, base: Raw, dtype: str, out: Raw, scratch: Float64s) -> None:

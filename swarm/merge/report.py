@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Of so many chunks the first is read again to compare directions; small models have no other.
+# Of so many chunks the first is read again up to here to compare directions; small models have no other.
 COMPARED_EVERY = 16
+COMPARED_BYTES = 1 << 18
 # Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993: beyond it a value stands out.
 SCORE_MAX = 3.5
 # Lengths that differ by less than a tenth are alike, however alike the others are.
@@ -29,7 +30,7 @@ class UpdateReport:
     kept: float = 1.0
     """How much of it counted besides its weight: below 1 where it was longer than the bound, 0 where left out."""
     cosine: float = 0.0
-    """Of the angle to the merged update, on the float coordinates of every sixteenth chunk."""
+    """Of the angle to the merged update, on the float coordinates in the first quarter of every sixteenth chunk."""
 
 
 def standing_out(reports: Sequence[UpdateReport]) -> dict[int, str]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from swarm.merge.fixed import FixedPoint, Float64s, Int64s, Raw, Seen
 from swarm.merge.mean import add_to_base
-from swarm.merge.schema import ELEMENT_BYTES
 
 # The steps of all members for one block: what a core's second cache and the one behind it hold.
 ROWS_BYTES = 4 << 20
@@ -44,27 +43,15 @@ class Rows:
         self._rows = np.empty((plan.members, size), np.int64)
         self._values = np.empty(size)
         self._scratch = np.empty(size)
-        self._room: Raw = np.empty(8 * size, np.uint8)
-        self._seen: list[Seen] = []
         self._size = size
 
     def start(self, size: int) -> None:
         """Begin a block of `size` coordinates."""
         self._size = size
-        self._seen = []
 
-    def room(self) -> Raw:
-        """Where the elements belong that the next `add` takes."""
-        return self._room
-
-    def add(self, row: int, dtype: str) -> None:
-        """Take one update's elements, which are in `room`. NotFinite: an element is NaN or infinite."""
-        raw = self._room[: self._size * ELEMENT_BYTES[dtype]]
-        self._seen.append(self._fixed.whole(raw, dtype, self._rows[row, : self._size])[1])
-
-    def seen(self) -> list[Seen]:
-        """What was seen of the updates, in the order in which they were added."""
-        return self._seen
+    def add(self, row: int, raw: Raw, dtype: str) -> Seen:
+        """Take one update's elements. NotFinite: an element is NaN or infinite."""
+        return self._fixed.whole(raw, dtype, self._rows[row, : self._size])[1]
 
     def change(self) -> Float64s:
         """By how much the merge moves the parameters. It stands until the next `start`."""

@@ -26,13 +26,13 @@ from swarm.merge.norm_bounded_mean import norm_bounded_mean
 from swarm.merge.rows import PerCoordinate, Rows
 from swarm.merge.trimmed_mean import trimmed_mean
 
-# The steps of a few updates, their sums and the bytes of a block stay in a core's second cache, 2 MiB. With few, two
-# threads ask for the interpreter's lock so often that the second gains little.
-BLOCK = 1 << 15
+# 512 KiB of float64: sum, steps and bytes of a block stay in a core's second cache. With twice as many a merge takes a
+# twentieth longer; with few, two threads ask for the interpreter's lock so often that the second gains little.
+BLOCK = 1 << 16
 
 
 class Block(Protocol):
-    """A merge of one block of whole numbers: `start`, one `add` an update, `finish`."""
+    """A merge of one block of coordinates: `start`, one `add` an update, `finish`."""
 
     def start(self, size: int) -> None: ...
 
@@ -41,20 +41,10 @@ class Block(Protocol):
     def finish(self, base: Raw, dtype: str, out: Raw) -> None: ...
 
 
-class FloatBlock(Protocol):
-    """A merge of one block of floats: `start`; `room` and `add` for each update; `seen`, `change`, perhaps `finish`."""
-
-    def start(self, size: int) -> None: ...
-
-    def room(self) -> Raw: ...
-
-    def add(self, row: int, dtype: str) -> None: ...
-
-    def seen(self) -> list[Seen]: ...
+class FloatBlock(Block, Protocol):
+    """A merge of one block of floats: `change` comes before `finish`, or takes its place."""
 
     def change(self) -> Float64s: ...
-
-    def finish(self, base: Raw, dtype: str, out: Raw) -> None: ...
 
 
 @dataclass(frozen=True)
