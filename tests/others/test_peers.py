@@ -60,7 +60,7 @@ async def asked(reader: StreamReader, writer: StreamWriter, payload: bytes, answ
         for frame in answers.receive(memoryview(data)):
             await sending
             assert frame.kind is Kind.ANSWER, bytes(frame.payload[:200])
-            return frame.payload
+            return bytes(frame.payload)
     raise ConnectionError("the stream ended before the answer")
 
 
@@ -69,7 +69,7 @@ async def answering(reader: StreamReader, writer: StreamWriter) -> None:
     requests = frames.Reader()
     while data := await reader.read(1 << 20):
         for frame in requests.receive(memoryview(data)):
-            answer = await echo(OURS.address, frame.payload)
+            answer = await echo(OURS.address, bytes(frame.payload))
             writer.write(frames.head(Kind.ANSWER, "", len(answer)) + answer)
             await writer.drain()
 
