@@ -16,7 +16,7 @@ import sha3
 Address: TypeAlias = bytes
 """20 bytes: the last 20 of the Keccak-256 of an uncompressed secp256k1 public key."""
 Digest: TypeAlias = bytes
-"""32 bytes: a Keccak-256 (ledger) or SHA-256 Merkle root (objects)."""
+"""32 bytes: a Keccak-256 (ledger) or BLAKE3 Merkle root (objects)."""
 
 Item: TypeAlias = Union[bytes, int, str, "Sequence[Item]"]
 Unpacked: TypeAlias = Union[bytes, "list[Unpacked]"]

@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 DOORS: dict[str, tuple[str, ...]] = {
     "eth": ("swarm/ledger/evm.py",),
     "sha3": ("swarm/encoding.py",),
+    "blake3": ("swarm/merkle.py",),
     "eth_keys": ("swarm/identity.py",),
     "eth_account": ("swarm/identity.py", "swarm/ledger"),
     "py_ecc": ("swarm/identity.py",),
