@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
@@ -109,13 +109,14 @@ async def pull(
         return
     candidates = [source for source in dict.fromkeys(sources) if source != transport.me]
     size, leaves, inline, dropped = await _describe(transport, digest, candidates, size_max)
-    with _partial(store, digest, size, leaves) as partial:
+    with _arrival(store, digest, size, leaves) as arrival:
+        partial = arrival.partial
         if inline and partial.missing():
             partial.write(0, inline)
         missing = partial.missing()
         if missing:
             candidates = [source for source in candidates if source not in dropped]
-            await _Pull(transport, partial, missing, candidates, progress).run()
+            await _Pull(transport, arrival, missing, candidates, progress).run()
         await asyncio.to_thread(functools.partial(partial.finish, sync=sync))
     if progress is not None:
         progress(size, size)
@@ -160,13 +161,14 @@ async def pull_chunks(
     wanted = sorted(set(chunks))
     if wanted and not 0 <= wanted[0] <= wanted[-1] < len(leaves):
         raise ValueError(f"chunks {wanted[0]} to {wanted[-1]} of an object of {len(leaves)}")
-    with _partial(store, digest, size, leaves) as partial:
+    with _arrival(store, digest, size, leaves) as arrival:
+        partial = arrival.partial
         if inline and partial.missing():
             partial.write(0, inline)
         missing = sorted(set(wanted).intersection(partial.missing()))
         if missing:
             candidates = [source for source in candidates if source not in dropped]
-            await _Pull(transport, partial, missing, candidates, None).run()
+            await _Pull(transport, arrival, missing, candidates, None).run()
         if not partial.missing():
             await asyncio.to_thread(partial.finish)
         return Chunks(partial.path, tuple(leaves))
@@ -252,27 +254,42 @@ class _Range:
     since_s: float
     doubled: bool = False
 
+    @property
+    def chunks(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+@dataclass
+class _Arrival:
+    """An object on its way here, for all pulls of it: what one asks for the others do not."""
+
+    partial: Partial
+    users: int = 0
+    active: list[_Range] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """A range has ended."""
+
 
 class _Pull:
-    """One object on its way from several sources."""
+    """One object, or some of its chunks, from several sources."""
 
     def __init__(
         self,
         transport: Transport,
-        partial: Partial,
+        arrival: _Arrival,
         missing: list[int],
         sources: list[Address],
         progress: Progress | None,
     ) -> None:
         self._transport = transport
-        self._partial = partial
+        self._arrival = arrival
+        self._partial = arrival.partial
         self._sources = sources
         self._progress = progress
         self._wanted = deque(missing)
         self._left = set(missing)
-        self._active: list[_Range] = []
+        """Each of them is wanted, or this pull has asked for it."""
         self._lengths = dict.fromkeys(sources, 1)
-        self._changed = asyncio.Event()
         self._last: SwarmError | None = None
 
     async def run(self) -> None:
@@ -329,7 +346,7 @@ class _Pull:
                 given = True
                 self._adapt(source, loop.time() - mine.since_s)
             finally:
-                self._active.remove(mine)
+                self._arrival.active.remove(mine)
                 self._give_back(mine)
             if failed:
                 failures += 1
@@ -340,36 +357,47 @@ class _Pull:
 
     def _take(self, source: Address, now_s: float) -> _Range | None:
         """The next chunks in a row; when all are under way, those that have been so for long at another source."""
-        while self._wanted and self._wanted[0] not in self._left:
-            self._wanted.popleft()
-        if self._wanted:
-            first = self._wanted.popleft()
-            count = 1
-            while count < self._lengths[source] and self._wanted and self._wanted[0] == first + count:
-                self._wanted.popleft()
-                count += 1
+        first, count = self._row(self._lengths[source])
+        if count:
             mine = _Range(first, count, source, now_s)
         else:
             stalled = [
                 other
-                for other in self._active
-                if other.source != source and not other.doubled and now_s - other.since_s >= STALL_S
+                for other in self._arrival.active
+                if other.source != source
+                and not other.doubled
+                and now_s - other.since_s >= STALL_S
+                and not self._left.isdisjoint(other.chunks)
             ]
             if not stalled:
                 return None
             slowest = min(stalled, key=lambda other: other.since_s)
             slowest.doubled = True
             mine = _Range(slowest.first, slowest.count, source, now_s, doubled=True)
-        self._active.append(mine)
+        self._arrival.active.append(mine)
         return mine
 
+    def _row(self, length: int) -> tuple[int, int]:
+        """The first wanted chunk that nobody is asked for, and how many up to `length` follow it in a row: they are not
+        wanted any more. What another pull brought meanwhile is not either."""
+        first, count, passed = 0, 0, list[int]()
+        while self._wanted and count < length and (not count or self._wanted[0] == first + count):
+            chunk = self._wanted.popleft()
+            if self._partial.has(chunk):
+                self._left.discard(chunk)
+            elif any(chunk in other.chunks for other in self._arrival.active):
+                passed.append(chunk)
+            else:
+                first, count = (first, count + 1) if count else (chunk, 1)
+        self._wanted.extendleft(reversed(passed))
+        return first, count
+
     def _give_back(self, ended: _Range) -> None:
-        """What did not come is wanted again, unless another asks for it at the moment."""
-        asked = {chunk for other in self._active for chunk in range(other.first, other.first + other.count)}
-        for chunk in range(ended.first + ended.count - 1, ended.first - 1, -1):
-            if chunk in self._left and chunk not in asked:
+        """What did not come is wanted again."""
+        for chunk in reversed(ended.chunks):
+            if chunk in self._left and chunk not in self._wanted:
                 self._wanted.appendleft(chunk)
-        self._changed.set()
+        self._arrival.changed.set()
 
     async def _fetch(self, mine: _Range, into: memoryview) -> None:
         partial = self._partial
@@ -390,8 +418,7 @@ class _Pull:
         try:
             self._partial.write(mine.first, data)
         finally:
-            asked = range(mine.first, mine.first + mine.count)
-            self._left.difference_update([chunk for chunk in asked if self._partial.has(chunk)])
+            self._left.difference_update([chunk for chunk in mine.chunks if self._partial.has(chunk)])
 
     def _left_bytes(self) -> int:
         chunks = len(self._partial.leaves)
@@ -406,29 +433,34 @@ class _Pull:
             self._lengths[source] = max(length // 2, 1)
 
     async def _change(self) -> None:
-        self._changed.clear()
+        self._arrival.changed.clear()
         try:
             async with asyncio.timeout(STALL_S):
-                await self._changed.wait()
+                await self._arrival.changed.wait()
         except TimeoutError:
             return
 
 
-_using: WeakKeyDictionary[Store, Counter[Digest]] = WeakKeyDictionary()
-"""Pulls at work on the same object of one store share its `Partial`: the last one to leave closes it."""
+_arrivals: WeakKeyDictionary[Store, dict[Digest, _Arrival]] = WeakKeyDictionary()
+"""What pulls are at work on, by store."""
 
 
 @contextmanager
-def _partial(store: Store, digest: Digest, size: int, leaves: list[Digest]) -> Iterator[Partial]:
-    users = _using.setdefault(store, Counter())
+def _arrival(store: Store, digest: Digest, size: int, leaves: list[Digest]) -> Iterator[_Arrival]:
+    """Shared with the other pulls of the object at the same store; the last one to leave closes its `Partial`."""
+    arrivals = _arrivals.setdefault(store, {})
     partial = store.receive(digest, size, leaves)
-    users[digest] += 1
+    arrival = arrivals.get(digest)
+    if arrival is None or arrival.partial is not partial:
+        arrival = arrivals[digest] = _Arrival(partial)
+    arrival.users += 1
     try:
-        yield partial
+        yield arrival
     finally:
-        users[digest] -= 1
-        if not users[digest]:
-            del users[digest]
+        arrival.users -= 1
+        if not arrival.users:
+            if arrivals.get(digest) is arrival:
+                del arrivals[digest]
             partial.close()
 
 

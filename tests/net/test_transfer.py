@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -313,6 +314,35 @@ async def test_two_pulls_of_one_object_at_once_both_end(swarm: Swarm, tmp_path: 
     pulls = [pull(me.transport, me.store, digest, [source.me], size_max=SIZE_MAX) for _ in range(3)]
     await asyncio.gather(*pulls)
     assert me.store.read(digest, 0, len(data)) == data
+
+
+async def test_two_pulls_of_one_object_at_once_bring_each_chunk_once(swarm: Swarm, tmp_path: Path) -> None:
+    """An update that its member offers and that the others are asked for, too, once it is on the ledger."""
+
+    async def slowly(what: bytes, answer: bytes) -> bytes:
+        await asyncio.sleep(0.02)
+        return answer
+
+    me, sources = await sites(swarm, tmp_path, slowly, slowly, slowly)
+    data = blob(40 * MIB)
+    for source in sources:
+        digest = source.store.put(data)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pull(me.transport, me.store, digest, [sources[0].me], size_max=SIZE_MAX))
+        await until(lambda: len(sources[0].asked) > 4)
+        group.create_task(pull(me.transport, me.store, digest, [s.me for s in sources[1:]], size_max=SIZE_MAX))
+        group.create_task(pull_chunks(me.transport, me.store, digest, [sources[2].me], range(20, 40), size=len(data)))
+    assert me.store.read(digest, 0, len(data)) == data
+    given = Counter(
+        chunk
+        for source in sources
+        for what, first, count in source.asked
+        if what == b"range"
+        for chunk in range(first, first + count)
+    )
+    assert set(given) == set(range(40))
+    assert set(given.values()) == {1}
+    assert all(any(what == b"range" for what, _, _ in source.asked) for source in sources)
 
 
 async def test_a_pull_that_is_cancelled_does_not_stop_another_of_the_same_object(swarm: Swarm, tmp_path: Path) -> None:
