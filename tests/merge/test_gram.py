@@ -113,7 +113,7 @@ def test_a_squared_length_is_the_tree_of_float32_sums(bits: int, scale: float, s
     assert length(values, "F32", fixed) == added(steps, dtype)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.3, 6.0, 60.0])
 def test_squared_lengths_are_off_by_a_part_in_2_to_the_19(dtype: str, scale: float) -> None:
     fixed = FixedPoint(32, 8.0)
