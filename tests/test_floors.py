@@ -144,7 +144,7 @@ def _is_module(stem: str, name: str) -> bool:
 
 
 def part_of(path: Path) -> str:
-    """`ledger` for swarm/ledger/evm.py and `store` for swarm/store.py; '' for the package's own front."""
+    """`ledger` for swarm/ledger/evm.py and `rounds` for swarm/rounds.py; '' for the package's own front."""
     inside = path.relative_to(ROOT / "swarm").with_suffix("").parts
     return "" if inside[0] in ("__init__", "__main__") else inside[0]
 
@@ -220,7 +220,7 @@ def test_every_import_goes_down_and_through_its_door() -> None:
 
 
 PLANTED = {
-    ("swarm/store.py", "import swarm.ledger.ledger"): "above it",
+    ("swarm/store/objects.py", "import swarm.ledger.ledger"): "above it",
     ("swarm/errors.py", "from swarm.encoding import short"): "above it",
     ("swarm/net/transport.py", "from swarm.ledger import client"): "its neighbour",
     ("swarm/net/transport.py", "from ..ledger import client"): "its neighbour",
@@ -229,12 +229,12 @@ PLANTED = {
     ("swarm/ledger/ledger.py", "from eth.vm.base import VM"): "door",
     ("swarm/node/process.py", "import torch.nn"): "door",
     ("swarm/node/process.py", "def f():\n    import trio"): "door",
-    ("swarm/store.py", "import requests"): "has no door",
+    ("swarm/store/objects.py", "import requests"): "has no door",
     ("swarm/ledger/genesis.py", "import vyper"): "door",
     ("swarm/consensus/qbft.py", "import time"): "no clock",
     ("swarm/rounds.py", "from time import monotonic"): "no clock",
-    ("swarm/store.py", "import asyncio"): "tasks live",
-    ("swarm/store.py", "import pickle"): "unpickled",
+    ("swarm/store/objects.py", "import asyncio"): "tasks live",
+    ("swarm/store/objects.py", "import pickle"): "unpickled",
     ("swarm/learn/state.py", "import torch\ntorch.load('x')"): "calls torch.load()",
     ("sim/world.py", "eval('1')"): "calls eval()",
     ("swarm/merge/mean.py", "import numpy as np\nnp.load(p, allow_pickle=True)"): "calls np.load()",

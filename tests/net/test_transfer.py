@@ -80,6 +80,12 @@ async def sites(swarm: Swarm, folder: Path, *twists: Twist | None) -> tuple[Site
     return made[0], made[1:]
 
 
+async def slowly(what: bytes, answer: bytes) -> bytes:
+    """A source whose every answer takes a while."""
+    await asyncio.sleep(0.02)
+    return answer
+
+
 def blob(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
 
@@ -100,10 +106,6 @@ async def test_an_object_of_any_size_arrives_whole(swarm: Swarm, tmp_path: Path,
 
 
 async def test_several_sources_share_the_work(swarm: Swarm, tmp_path: Path) -> None:
-    async def slowly(what: bytes, answer: bytes) -> bytes:
-        await asyncio.sleep(0.01)
-        return answer
-
     me, sources = await sites(swarm, tmp_path, slowly, slowly, slowly)
     data = blob(40 * MIB)
     for source in sources:
@@ -319,10 +321,6 @@ async def test_two_pulls_of_one_object_at_once_both_end(swarm: Swarm, tmp_path: 
 async def test_two_pulls_of_one_object_at_once_bring_each_chunk_once(swarm: Swarm, tmp_path: Path) -> None:
     """An update that its member offers and that the others are asked for, too, once it is on the ledger."""
 
-    async def slowly(what: bytes, answer: bytes) -> bytes:
-        await asyncio.sleep(0.02)
-        return answer
-
     me, sources = await sites(swarm, tmp_path, slowly, slowly, slowly)
     data = blob(40 * MIB)
     for source in sources:
@@ -346,10 +344,6 @@ async def test_two_pulls_of_one_object_at_once_bring_each_chunk_once(swarm: Swar
 
 
 async def test_a_pull_that_is_cancelled_does_not_stop_another_of_the_same_object(swarm: Swarm, tmp_path: Path) -> None:
-    async def slowly(what: bytes, answer: bytes) -> bytes:
-        await asyncio.sleep(0.02)
-        return answer
-
     me, (source,) = await sites(swarm, tmp_path, slowly)
     data = blob(20 * MIB)
     digest = source.store.put(data)
